@@ -1,0 +1,402 @@
+"""What can happen to a peer: the inputs of `PeerEngine.handle`.
+
+Every event carries `now_ns`, monotonic nanoseconds. Outcomes of IO are events with a reason, never
+exceptions. Masks are integers (`shoal.wire.bitfield`).
+"""
+
+from dataclasses import dataclass
+
+from shoal.wire.control import Demand, SchedulerMessage, TaskDescriptor
+from shoal.wire.errors import Reason
+from shoal.wire.ids import (
+    NO_LEASE,
+    CollectionId,
+    ConnectionId,
+    DownloadId,
+    HostId,
+    LeaseNumber,
+    RequestId,
+    SourceId,
+    TaskId,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    now_ns: int
+
+
+# ---------------------------------------------------------------- local clients
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing wanted, as the core may know it; URL and credentials stay in the shell."""
+
+    source_id: SourceId
+    task_id: TaskId | None
+    """Known at once for a content named by its digest."""
+    digest: str | None
+    display_url: str
+    piece_length_bytes: int | None
+    anonymous: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want(Event):
+    """A local client wants a collection. Ends in exactly one `DownloadEnded`."""
+
+    download_id: DownloadId
+    collection_id: CollectionId
+    sources: tuple[Source, ...]
+    demand: Demand = Demand.WHOLE
+    priority: int = 0
+    origin_allowed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwant(Event):
+    """The client is gone or has what it wanted; allowed before and after `DownloadEnded`."""
+
+    download_id: DownloadId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove(Event):
+    """Delete a task from this host. Ends in `RemoveEnded`."""
+
+    request_id: RequestId
+    task_id: TaskId
+
+
+# ---------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRecord:
+    """What is kept of a held piece beside its bytes."""
+
+    digest: bytes
+    lease_number: LeaseNumber
+    """The lease under which somebody read it from the origin."""
+    read_here: bool
+    """Whether that somebody was this host."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A task as the store holds it, every held piece verified and written."""
+
+    descriptor: TaskDescriptor
+    held: int
+    sealed: bool
+    records: dict[int, PieceRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLoaded(Event):
+    """First event of all: what survived the restart, and this run's generation number."""
+
+    generation: int
+    tasks: tuple[StoredTask, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOpened(Event):
+    """Answer to `OpenTask`: space is reserved, and this much is held already."""
+
+    stored: StoredTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOpenFailed(Event):
+    """Answer to `OpenTask`: no."""
+
+    task_id: TaskId
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSealed(Event):
+    """Answer to `SealTask`. `reason` tells why it could not be sealed, None that it was."""
+
+    task_id: TaskId
+    reason: Reason | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentHashed(Event):
+    """Answer to the last `HashPrefix` of an epoch: the digest of the whole content."""
+
+    task_id: TaskId
+    epoch: int
+    digest: str
+    """`algorithm:hex`"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFailed(Event):
+    """The disk failed under a task, outside of any one request (hashing, reading to serve)."""
+
+    task_id: TaskId
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRemoved(Event):
+    """Answer to `RemoveTask`: the bytes are gone."""
+
+    task_id: TaskId
+
+
+# ---------------------------------------------------------------- scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerUp(Event):
+    """The control stream stands; `Hello` must be the first thing sent."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerDown(Event):
+    """The control stream broke or could not be made."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromScheduler(Event):
+    """Messages of one batch, in order."""
+
+    session: int
+    messages: tuple[SchedulerMessage, ...]
+
+
+# ---------------------------------------------------------------- this host as a child
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentConnected(Event):
+    """Answer to `Connect`: hello frames were exchanged."""
+
+    host_id: HostId
+    connection_id: ConnectionId
+    round_trip_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentConnectFailed(Event):
+    """Answer to `Connect`: none of the addresses led to that host."""
+
+    host_id: HostId
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentClosed(Event):
+    """The connection is gone. Its requests have ended with events of their own before."""
+
+    connection_id: ConnectionId
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentOpened(Event):
+    """The parent lets us see and request the task."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+    epoch: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentRefused(Event):
+    """The parent closes the channel of the task to us."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentHave(Event):
+    """The parent holds these pieces too now."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+    new: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentWithdrew(Event):
+    """The parent holds these pieces no longer."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+    gone: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchEnded(Event):
+    """The one answer to `FetchPiece`. `reason` None: received, verified against the header's (and
+    where given the expected) digest, and written."""
+
+    request_id: RequestId
+    reason: Reason | None
+    digest: bytes = b""
+    lease_number: LeaseNumber = NO_LEASE
+    epoch: int = 0
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+# ---------------------------------------------------------------- this host as a parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildOpened(Event):
+    """A child asks for a task. `nonce` is the one that this side sent in its hello."""
+
+    connection_id: ConnectionId
+    host_id: HostId
+    task_id: TaskId
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildClosedTask(Event):
+    """The child needs nothing more of the task."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRequested(Event):
+    """The child asks for pieces: (its own request number, piece) each."""
+
+    connection_id: ConnectionId
+    task_id: TaskId
+    requests: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildCancelled(Event):
+    """The child wants these of its requests no longer."""
+
+    connection_id: ConnectionId
+    requests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildGone(Event):
+    """The child's connection is gone. Pieces being sent have ended before."""
+
+    connection_id: ConnectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeEnded(Event):
+    """The one answer to `ServePiece`: sent whole (`reason` None), or why not."""
+
+    connection_id: ConnectionId
+    child_request: int
+    task_id: TaskId
+    piece: int
+    reason: Reason | None
+    detail: str = ""
+
+
+# ---------------------------------------------------------------- origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatEnded(Event):
+    """The one answer to `StatOrigin`. `reason` None is success."""
+
+    request_id: RequestId
+    reason: Reason | None
+    size_bytes: int | None = None
+    validator: str | None = None
+    ranges: bool = False
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginPieceStored(Event):
+    """A running `ReadOrigin` has read and written one more piece."""
+
+    request_id: RequestId
+    piece: int
+    digest: bytes
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginReadEnded(Event):
+    """The one answer to `ReadOrigin`. `reason` None: every piece asked for was stored.
+    `size_bytes`: the end of a content of unknown size was found there."""
+
+    request_id: RequestId
+    reason: Reason | None
+    size_bytes: int | None = None
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick(Event):
+    """Time passed; the shell sends one when `next_deadline_ns()` is reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutDown(Event):
+    """Drain: take no new wishes, end the present ones, withdraw nothing."""
+
+
+AnyEvent = (
+    Want
+    | Unwant
+    | Remove
+    | StoreLoaded
+    | TaskOpened
+    | TaskOpenFailed
+    | TaskSealed
+    | ContentHashed
+    | StoreFailed
+    | TaskRemoved
+    | SchedulerUp
+    | SchedulerDown
+    | FromScheduler
+    | ParentConnected
+    | ParentConnectFailed
+    | ParentClosed
+    | ParentOpened
+    | ParentRefused
+    | ParentHave
+    | ParentWithdrew
+    | FetchEnded
+    | ChildOpened
+    | ChildClosedTask
+    | ChildRequested
+    | ChildCancelled
+    | ChildGone
+    | ServeEnded
+    | StatEnded
+    | OriginPieceStored
+    | OriginReadEnded
+    | Tick
+    | ShutDown
+)

@@ -1,0 +1,1 @@
+"""The pure ground: ids, digests, geometry, bitfields, frames, control messages, limits, errors."""

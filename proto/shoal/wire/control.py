@@ -1,0 +1,393 @@
+"""Control messages between a host and its scheduler, as plain values.
+
+Both cores speak these; `shoal.runtime.control_codec` maps them to and from protobuf at the edge,
+and the simulator hands them over as they are. Decides nothing. Masks are integers
+(`shoal.wire.bitfield`).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from shoal.wire.errors import Reason
+from shoal.wire.geometry import Geometry
+from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId, TaskId
+
+CONTROL_VERSION_MIN: Final = 1
+CONTROL_VERSION_MAX: Final = 1
+
+
+class Demand(StrEnum):
+    """How urgently a host wants a collection."""
+
+    WHOLE = "whole"
+    """All of it, as soon as possible, in any order."""
+    STREAMING = "streaming"
+    """All of it, and somebody reads it in order meanwhile."""
+    BACKGROUND = "background"
+    """All of it, when nothing else needs the bandwidth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IP address (IPv4 or IPv6, not a name) and a TCP port of a host's piece port."""
+
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    """What a host says of itself. Rates in bytes per second, 0 for "not limited"."""
+
+    host_id: HostId
+    addresses: tuple[Address, ...]
+    zone: str = ""
+    upload_rate_bytes_s: int = 0
+    download_rate_bytes_s: int = 0
+    free_disk_bytes: int = 0
+    software_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDescriptor:
+    """All that a host must know of a task to fetch it."""
+
+    task_id: TaskId
+    source_id: SourceId
+    geometry: Geometry
+    digest: str | None
+    """The content's own digest as `algorithm:hex`, where it is known."""
+    validator: str | None
+    """ETag, else Last-Modified, that every origin answer must repeat."""
+    ranges: bool
+    """Whether the origin serves byte ranges; if not there is one sequential lease."""
+    epoch: int = 1
+    """Rises when the piece digests of the task were found wrong as a whole."""
+    piece_digest: str = "xxh3-128"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One task in a host's inventory."""
+
+    descriptor: TaskDescriptor
+    held: int
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One task of a collection as a joining host names it. Never holds a secret."""
+
+    source_id: SourceId
+    task_id: TaskId | None
+    """Known at once for a content named by its digest."""
+    digest: str | None
+    display_url: str
+    """Without user, query and fragment: for people."""
+    piece_length_bytes: int | None
+    anonymous: bool
+    """The host would ask the origin without any credential."""
+    origin_allowed: bool = True
+    """False: this host must not read from the origin."""
+
+
+# ---------------------------------------------------------------- host -> scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First message of every stream: who I am and what I hold. A larger generation supersedes."""
+
+    host: HostInfo
+    generation: int
+    holdings: tuple[Holding, ...]
+    version_min: int = CONTROL_VERSION_MIN
+    version_max: int = CONTROL_VERSION_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """I want this collection."""
+
+    collection_id: CollectionId
+    members: tuple[Member, ...]
+    demand: Demand = Demand.WHOLE
+    priority: int = 0
+    """Larger is more urgent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """I want it no longer; what I hold of it I go on serving."""
+
+    collection_id: CollectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatAnswer:
+    """What the origin said to this host. `outcome` None is success."""
+
+    source_id: SourceId
+    outcome: Reason | None
+    size_bytes: int | None = None
+    validator: str | None = None
+    ranges: bool = False
+    anonymous: bool = True
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A leaseholder's word on the digest of a piece that it read from the origin."""
+
+    task_id: TaskId
+    epoch: int
+    piece: int
+    digest: bytes
+    lease_number: LeaseNumber
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Pieces stored and verified since the last report. A mask of new pieces."""
+
+    task_id: TaskId
+    epoch: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnd:
+    """A lease is used up (outcome None) or given back with a reason."""
+
+    number: LeaseNumber
+    task_id: TaskId
+    outcome: Reason | None
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodput:
+    """Payload bytes received from a parent since the last report, and the measured rate."""
+
+    host_id: HostId
+    received_bytes: int
+    rate_bytes_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """A parent did wrong."""
+
+    host_id: HostId
+    task_id: TaskId
+    piece: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The batched report, a few times a second while anything changes."""
+
+    statements: tuple[Statement, ...] = ()
+    progress: tuple[Progress, ...] = ()
+    lease_ends: tuple[LeaseEnd, ...] = ()
+    goodput: tuple[Goodput, ...] = ()
+    blames: tuple[Blame, ...] = ()
+    free_upload_slots: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeFound:
+    """A sequential read came to the end of a content of unknown size."""
+
+    task_id: TaskId
+    lease_number: LeaseNumber
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The whole content's digest was computed here. `passed` False voids the epoch."""
+
+    task_id: TaskId
+    epoch: int
+    passed: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """The task is about to be deleted here."""
+
+    task_id: TaskId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestList:
+    """Answer to `DigestsWanted`: digests of consecutive pieces, b"" where not held."""
+
+    task_id: TaskId
+    epoch: int
+    first_piece: int
+    digests: tuple[bytes, ...]
+
+
+HostMessage = (
+    Hello | Join | Leave | StatAnswer | Report | SizeFound | Checked | Withdrawn | DigestList
+)
+
+
+# ---------------------------------------------------------------- scheduler -> host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """First message of the scheduler."""
+
+    scheduler_id: str
+    version: int
+    report_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A source is resolved to a task, or a task changed (size sealed, epoch raised)."""
+
+    collection_id: CollectionId
+    source_id: SourceId
+    descriptor: TaskDescriptor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatWanted:
+    """Ask the origin about this source with your own credential, and tell me (`StatAnswer`)."""
+
+    source_id: SourceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """A host of the swarm to connect to."""
+
+    host_id: HostId
+    addresses: tuple[Address, ...]
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parents:
+    """Hosts that joined (`added`) or left the collection as seen from this host. The swarm token
+    opens their piece ports; an empty token keeps the one told before."""
+
+    collection_id: CollectionId
+    added: tuple[Parent, ...] = ()
+    removed: tuple[HostId, ...] = ()
+    token: bytes = b""
+    token_ttl_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The exclusive right to read these pieces from the origin. `piece_count` None: from
+    `first_piece` to the end, in order."""
+
+    number: LeaseNumber
+    task_id: TaskId
+    epoch: int
+    first_piece: int
+    piece_count: int | None
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leases:
+    """Leases granted, and leases that are no longer valid."""
+
+    granted: tuple[Lease, ...] = ()
+    revoked: tuple[LeaseNumber, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """Piece digests as the leaseholders stated them: the list that headers must agree with."""
+
+    task_id: TaskId
+    epoch: int
+    entries: tuple[tuple[int, bytes, LeaseNumber], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestsWanted:
+    """Tell me the piece digests of a task that you hold (`DigestList`)."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRuns:
+    """Runs of a task that a host holds whole, since the last map. `gone`: it left."""
+
+    host_id: HostId
+    task_id: TaskId
+    runs: int
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmMap:
+    """Who holds what, told in runs, as changes since the last one. Only for swarms in which not
+    everybody is connected to everybody."""
+
+    collection_id: CollectionId
+    changes: tuple[HostRuns, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFailed:
+    """The source cannot be had; every download of it ends with this reason."""
+
+    collection_id: CollectionId
+    source_id: SourceId
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochVoided:
+    """All pieces of the task that were not sealed must be dropped. `liars`: hosts that stated
+    wrong digests, as far as known."""
+
+    task_id: TaskId
+    epoch: int
+    """The new epoch."""
+    liars: tuple[HostId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redirected:
+    """This scheduler will not serve you; why, and when to come back."""
+
+    reason: Reason
+    detail: str
+    retry_after_ms: int
+
+
+SchedulerMessage = (
+    Welcome
+    | Described
+    | StatWanted
+    | Parents
+    | Leases
+    | Digests
+    | DigestsWanted
+    | SwarmMap
+    | SourceFailed
+    | EpochVoided
+    | Redirected
+)

@@ -1,0 +1,44 @@
+"""What can happen to a scheduler: the inputs of `SchedulerEngine.handle`."""
+
+from dataclasses import dataclass
+
+from shoal.wire.control import HostMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events; `now_ns` is monotonic."""
+
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConnected(Event):
+    """A host opened a control stream. `session` is never used twice. `subject` is the name that
+    its credential proved, "" where there is none."""
+
+    session: int
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostDisconnected(Event):
+    """The stream is gone."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromHost(Event):
+    """Messages of one batch, in order. The first of a session must be `Hello`."""
+
+    session: int
+    messages: tuple[HostMessage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick(Event):
+    """Time passed; sent when `next_deadline_ns()` is reached."""
+
+
+AnyEvent = HostConnected | HostDisconnected | FromHost | Tick
