@@ -216,6 +216,8 @@ class StatOrigin:
 
     request_id: RequestId
     source_id: SourceId
+    credential: str
+    """Which client's credential to show (`Source.credential`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +227,7 @@ class ReadOrigin:
 
     request_id: RequestId
     source_id: SourceId
+    credential: str
     descriptor: TaskDescriptor
     first_piece: int
     piece_count: int | None

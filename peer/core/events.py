@@ -41,7 +41,9 @@ class Source:
     digest: str | None
     display_url: str
     piece_length_bytes: int | None
-    anonymous: bool
+    credential: str = ""
+    """A keyed hash of the credential that the client would show to the origin, "" for none. The
+    shell finds the credential again by it; nothing else can be learnt from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -332,6 +332,7 @@ class Hello(_message.Message):
     HOLDINGS_FIELD_NUMBER: _builtins.int
     VERSION_MIN_FIELD_NUMBER: _builtins.int
     VERSION_MAX_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     version_min: _builtins.int
     version_max: _builtins.int
@@ -339,6 +340,8 @@ class Hello(_message.Message):
     def host(self) -> Global___HostInfo: ...
     @_builtins.property
     def holdings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]: ...
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldLease]: ...
     def __init__(
         self,
         *,
@@ -347,14 +350,40 @@ class Hello(_message.Message):
         holdings: _abc.Iterable[Global___Holding] | None = ...,
         version_min: _builtins.int = ...,
         version_max: _builtins.int = ...,
+        leases: _abc.Iterable[Global___HeldLease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "holdings", b"holdings", "host", b"host", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "holdings", b"holdings", "host", b"host", "leases", b"leases", "version_max", b"version_max", "version_min", b"version_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class HeldLease(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    task_id: _builtins.str
+    pieces: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        task_id: _builtins.str = ...,
+        pieces: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "pieces", b"pieces", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldLease: _TypeAlias = HeldLease  # noqa: Y015
 
 @_typing.final
 class Join(_message.Message):
@@ -755,6 +784,7 @@ class SchedulerMessage(_message.Message):
     SOURCE_FAILED_FIELD_NUMBER: _builtins.int
     EPOCH_VOIDED_FIELD_NUMBER: _builtins.int
     REDIRECTED_FIELD_NUMBER: _builtins.int
+    SWARM_TOKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -777,6 +807,8 @@ class SchedulerMessage(_message.Message):
     def epoch_voided(self) -> Global___EpochVoided: ...
     @_builtins.property
     def redirected(self) -> Global___Redirected: ...
+    @_builtins.property
+    def swarm_token(self) -> Global___SwarmToken: ...
     def __init__(
         self,
         *,
@@ -791,12 +823,13 @@ class SchedulerMessage(_message.Message):
         source_failed: Global___SourceFailed | None = ...,
         epoch_voided: Global___EpochVoided | None = ...,
         redirected: Global___Redirected | None = ...,
+        swarm_token: Global___SwarmToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -905,11 +938,7 @@ class Parents(_message.Message):
     COLLECTION_ID_FIELD_NUMBER: _builtins.int
     ADDED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
-    TOKEN_FIELD_NUMBER: _builtins.int
-    TOKEN_TTL_MS_FIELD_NUMBER: _builtins.int
     collection_id: _builtins.str
-    token: _builtins.bytes
-    token_ttl_ms: _builtins.int
     @_builtins.property
     def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parent]: ...
     @_builtins.property
@@ -920,16 +949,39 @@ class Parents(_message.Message):
         collection_id: _builtins.str = ...,
         added: _abc.Iterable[Global___Parent] | None = ...,
         removed: _abc.Iterable[_builtins.str] | None = ...,
-        token: _builtins.bytes = ...,
-        token_ttl_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "collection_id", b"collection_id", "removed", b"removed", "token", b"token", "token_ttl_ms", b"token_ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "collection_id", b"collection_id", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Parents: _TypeAlias = Parents  # noqa: Y015
+
+@_typing.final
+class SwarmToken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    token: _builtins.bytes
+    ttl_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id", "token", b"token", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwarmToken: _TypeAlias = SwarmToken  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):

@@ -97,12 +97,23 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldLease:
+    """A lease that the host still works on, told to a scheduler that may not know of it."""
+
+    number: LeaseNumber
+    task_id: TaskId
+    pieces: int
+    """The mask of pieces not yet read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """First message of every stream: who I am and what I hold. A larger generation supersedes."""
 
     host: HostInfo
     generation: int
     holdings: tuple[Holding, ...]
+    leases: tuple[HeldLease, ...] = ()
     version_min: int = CONTROL_VERSION_MIN
     version_max: int = CONTROL_VERSION_MAX
 
@@ -282,14 +293,21 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parents:
-    """Hosts that joined (`added`) or left the collection as seen from this host. The swarm token
-    opens their piece ports; an empty token keeps the one told before."""
+    """Hosts that joined (`added`) or left the collection as seen from this host."""
 
     collection_id: CollectionId
     added: tuple[Parent, ...] = ()
     removed: tuple[HostId, ...] = ()
-    token: bytes = b""
-    token_ttl_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmToken:
+    """Opens the piece ports of a task's holders. Told to hosts whose right to the content was
+    proven, and to the holders that they will turn to. Older tokens stay good until they expire."""
+
+    task_id: TaskId
+    token: bytes
+    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +401,7 @@ SchedulerMessage = (
     | Described
     | StatWanted
     | Parents
+    | SwarmToken
     | Leases
     | Digests
     | DigestsWanted

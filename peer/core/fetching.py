@@ -1,0 +1,295 @@
+"""Which piece from which parent, and when. Decides requests, their time limits and duplicates.
+
+A parent is kept busy with a pipeline sized by its measured rate times the delay; pieces are chosen
+rarest first, or in order for the reader's share. When everything that is missing is on its way,
+idle parents are asked for the same pieces again (the endgame), so that one slow parent never holds
+the tail.
+"""
+
+import heapq
+from collections.abc import Callable
+
+from peer.core.download import TaskKeeper
+from peer.core.effects import CancelFetch, FetchPiece
+from peer.core.events import FetchEnded, PieceRecord
+from peer.core.parents import ParentTable
+from peer.core.picker import pick
+from peer.core.state import Fetch, Link, LinkPhase, PeerState, Task, TaskPhase
+from shoal.wire import bitfield
+from shoal.wire.errors import Reason
+from shoal.wire.ids import RequestId
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
+
+PIPELINE_HORIZON_NS = 30 * MILLISECOND_NS
+"""Beside twice the round trip: how far ahead of a parent's sending its queue is filled. Long
+enough to bridge a busy event loop, short enough that rarity is judged on fresh news."""
+
+FIRST_IN_ORDER = 4
+"""The first requests of a streamed task all go in order, so that its reader starts at once."""
+
+PARENT_FAULTS = frozenset(
+    {Reason.PEER_CORRUPT, Reason.PEER_STALLED, Reason.PEER_PROTOCOL, Reason.PEER_CONTRADICTED}
+)
+LOCAL_FAULTS = frozenset({Reason.DISK_FULL, Reason.DISK_FAILED, Reason.DISK_READ_ONLY})
+
+
+class Fetcher:
+    """Keeps the requests to parents. `on_local_failure(task, reason, detail)`: our disk failed."""
+
+    def __init__(
+        self,
+        state: PeerState,
+        keeper: TaskKeeper,
+        parents: ParentTable,
+        *,
+        on_local_failure: Callable[[Task, Reason, str], None],
+    ) -> None:
+        self._state = state
+        self._keeper = keeper
+        self._parents = parents
+        self._on_local_failure = on_local_failure
+        self._deadlines: list[tuple[int, RequestId]] = []
+        self._dirty: dict[str, Link] = {}
+        self._blocked: dict[str, Link] = {}
+        """Parents passed over because of a quarantine or a `busy` that will expire."""
+        self._all_dirty = False
+
+    def link_changed(self, link: Link) -> None:
+        """This parent may take requests that it could not before."""
+        self._dirty[link.host_id] = link
+
+    def task_changed(self, _task: Task) -> None:
+        """Pieces of a task may be requested from anybody again."""
+        self._all_dirty = True
+
+    # ------------------------------------------------------------ choosing
+
+    def fill(self) -> None:
+        """Sends what can be sent now. Called at the end of every event."""
+        if self._all_dirty:
+            self._all_dirty = False
+            self._dirty.clear()
+            links = list(self._state.live_links())
+            # Parents with the fewest requests first: they have room and the others are busy.
+            links.sort(key=lambda link: len(link.requests))
+        elif self._dirty:
+            links = list(self._dirty.values())
+            self._dirty.clear()
+        else:
+            return
+        for link in links:
+            self._fill_link(link)
+
+    def _fill_link(self, link: Link) -> None:
+        now_ns = self._state.now_ns
+        if link.phase is not LinkPhase.UP:
+            return
+        blocked_until_ns = max(link.quarantined_until_ns, link.busy_until_ns)
+        if blocked_until_ns > now_ns:
+            self._blocked[link.host_id] = link
+            self._state.wake_at(blocked_until_ns)
+            return
+        tasks = [
+            (task, channel)
+            for task_id, channel in link.channels.items()
+            if channel.open and (task := self._state.tasks[task_id]).phase is TaskPhase.ACTIVE
+        ]
+        if len(tasks) > 1:
+            tasks.sort(key=lambda pair: -pair[0].priority)
+        for task, channel in tasks:
+            depth = self._depth(link, task)
+            while len(link.requests) < depth:
+                candidates = channel.held & ~task.held & ~task.flying_mask & ~task.reading_mask
+                if not candidates:
+                    candidates = self._endgame(link, task, channel.held)
+                    if not candidates:
+                        break
+                if not self._request(link, task, candidates):
+                    return
+
+    def _depth(self, link: Link, task: Task) -> int:
+        limits = self._state.limits
+        horizon_ns = 2 * link.round_trip_ns + PIPELINE_HORIZON_NS
+        length = task.descriptor.geometry.piece_length_bytes
+        pieces = int(link.rate_bytes_s * horizon_ns / SECOND_NS / length) + 1
+        return max(limits.pipeline_pieces_min, min(limits.pipeline_pieces_max, pieces))
+
+    def _endgame(self, link: Link, task: Task, parent_held: int) -> int:
+        """Pieces that are on their way from elsewhere and may be asked for once more: only when
+        nothing else is missing, and never twice from the same parent."""
+        geometry = task.descriptor.geometry
+        if geometry.size_bytes is None or link.requests:
+            return 0
+        if task.missing_unrequested:
+            return 0
+        candidates = 0
+        for piece, requests in task.flying.items():
+            if len(requests) < self._state.limits.duplicate_requests_max:
+                candidates |= 1 << piece
+        return candidates & parent_held
+
+    def _request(self, link: Link, task: Task, candidates: int) -> bool:
+        geometry = task.descriptor.geometry
+        piece = pick(
+            candidates,
+            task.availability,
+            self._state.dice,
+            in_order=self._goes_in_order(task),
+        )
+        length = geometry.length_bytes(piece)
+        if self._state.in_flight_bytes + length > self._state.limits.in_flight_bytes_max and (
+            self._state.in_flight_bytes
+        ):
+            self._all_dirty = True  # Whatever ends next makes room for any of them.
+            return False
+        now_ns = self._state.now_ns
+        request_id = self._state.next_request_id()
+        link.queued_bytes += length
+        deadline_ns = now_ns + self._patience_ns(link)
+        fetch = Fetch(request_id, link, task, piece, length, now_ns, deadline_ns)
+        self._state.fetches[request_id] = fetch
+        self._state.in_flight_bytes += length
+        link.requests[request_id] = None
+        task.flying.setdefault(piece, []).append(request_id)
+        task.flying_mask |= 1 << piece
+        heapq.heappush(self._deadlines, (deadline_ns, request_id))
+        self._state.wake_at(deadline_ns)
+        assert link.connection_id is not None
+        self._state.emit(
+            FetchPiece(
+                request_id=request_id,
+                connection_id=link.connection_id,
+                task_id=task.task_id,
+                piece=piece,
+                offset_bytes=geometry.offset_bytes(piece),
+                length_bytes=length,
+                algorithm=task.descriptor.piece_digest,
+                expected=task.listed.get(piece, b""),
+                epoch=task.descriptor.epoch,
+            )
+        )
+        return True
+
+    def _goes_in_order(self, task: Task) -> bool:
+        if not task.streaming:
+            return False
+        task.ordered_requests += 1
+        if task.ordered_requests <= FIRST_IN_ORDER:
+            return True
+        share = self._state.limits.streaming_share_percent
+        return task.ordered_requests * share % 100 < share
+
+    def _patience_ns(self, link: Link) -> int:
+        limits = self._state.limits
+        if link.rate_bytes_s <= 0.0:
+            return limits.request_timeout_max_ns // 3
+        expected_ns = int(link.queued_bytes / link.rate_bytes_s * SECOND_NS)
+        patience_ns = limits.request_timeout_factor * expected_ns
+        return max(limits.request_timeout_min_ns, min(limits.request_timeout_max_ns, patience_ns))
+
+    # ------------------------------------------------------------ ending
+
+    def ended(self, event: FetchEnded) -> None:
+        """A request was answered."""
+        fetch = self._state.fetches.get(event.request_id)
+        if fetch is None:
+            return  # A late answer to a request that was given up.
+        self._forget(fetch)
+        link, task = fetch.link, fetch.task
+        self.link_changed(link)
+        if event.reason is None:
+            self._stored(fetch, event)
+        elif event.reason is Reason.PEER_BUSY:
+            link.busy_until_ns = self._state.now_ns + event.retry_after_ms * MILLISECOND_NS
+            self._all_dirty = True
+        elif event.reason in LOCAL_FAULTS:
+            self._on_local_failure(task, event.reason, event.detail)
+        else:
+            self._all_dirty = True
+            if event.reason in (Reason.NOT_HELD, Reason.UNKNOWN_TASK, Reason.UNAUTHORIZED):
+                self._not_held(fetch)
+            elif event.reason is Reason.PEER_CONTRADICTED or event.reason is Reason.PEER_CORRUPT:
+                self._keeper.convict(task, fetch.piece, link.host_id, event.reason)
+            elif event.reason in PARENT_FAULTS:
+                self._parents.strike(link.host_id, event.reason)
+
+    def _stored(self, fetch: Fetch, event: FetchEnded) -> None:
+        task, link = fetch.task, fetch.link
+        self._parents.delivered(link, fetch.length_bytes, fetch.sent_ns)
+        if task.phase not in (TaskPhase.ACTIVE, TaskPhase.OPENING):
+            return
+        if event.epoch != task.descriptor.epoch:
+            return
+        task.peer_bytes += fetch.length_bytes
+        record = PieceRecord(event.digest, event.lease_number, read_here=False)
+        kept = self._keeper.store_fetched(task, fetch.piece, record, link.host_id)
+        if not kept:
+            self._all_dirty = True
+            return
+        for duplicate in list(task.flying.get(fetch.piece, ())):
+            self._cancel(self._state.fetches[duplicate])
+        if not task.complete and not task.missing_unrequested:
+            # Nothing else can be asked for: whoever is idle may help with what is on its way.
+            self._all_dirty = True
+
+    def _not_held(self, fetch: Fetch) -> None:
+        channel = fetch.link.channels.get(fetch.task.task_id)
+        if channel is not None and channel.held >> fetch.piece & 1:
+            channel.held &= ~(1 << fetch.piece)
+            fetch.task.availability.remove(1 << fetch.piece)
+
+    def _forget(self, fetch: Fetch) -> None:
+        del self._state.fetches[fetch.request_id]
+        self._state.in_flight_bytes -= fetch.length_bytes
+        fetch.link.requests.pop(fetch.request_id, None)
+        fetch.link.queued_bytes -= fetch.length_bytes
+        requests = fetch.task.flying[fetch.piece]
+        requests.remove(fetch.request_id)
+        if not requests:
+            del fetch.task.flying[fetch.piece]
+            fetch.task.flying_mask &= ~(1 << fetch.piece)
+
+    def _cancel(self, fetch: Fetch) -> None:
+        self._forget(fetch)
+        self._state.emit(CancelFetch(request_id=fetch.request_id))
+        self.link_changed(fetch.link)
+
+    def cancel_task(self, task: Task) -> None:
+        """Nothing of this task is needed from parents any more."""
+        for piece in list(task.flying):
+            for request_id in list(task.flying.get(piece, ())):
+                self._cancel(self._state.fetches[request_id])
+
+    def cancel_pieces(self, task: Task, pieces: int) -> None:
+        """These pieces came by another way."""
+        for piece in bitfield.pieces(pieces & task.flying_mask):
+            for request_id in list(task.flying.get(piece, ())):
+                self._cancel(self._state.fetches[request_id])
+
+    def tick(self) -> None:
+        """Gives up requests whose time is over."""
+        now_ns = self._state.now_ns
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, request_id = heapq.heappop(self._deadlines)
+            fetch = self._state.fetches.get(request_id)
+            if fetch is None:
+                continue
+            link = fetch.link
+            last_ns = max(fetch.sent_ns, link.last_end_ns)
+            if now_ns - last_ns < self._state.limits.request_timeout_min_ns and (
+                fetch.deadline_ns < fetch.sent_ns + self._state.limits.request_timeout_max_ns
+            ):
+                # The parent does send, only more slowly than it did: give it more time.
+                fetch.deadline_ns = now_ns + self._patience_ns(link)
+                heapq.heappush(self._deadlines, (fetch.deadline_ns, request_id))
+                self._state.wake_at(fetch.deadline_ns)
+                continue
+            self._state.tell(fetch.task.task_id, f"piece {fetch.piece}: {link.host_id} stalled")
+            self._cancel(fetch)
+            if link.quarantined_until_ns <= now_ns:
+                self._parents.strike(link.host_id, Reason.PEER_STALLED)
+            self._all_dirty = True
+        for host_id, link in list(self._blocked.items()):
+            if max(link.quarantined_until_ns, link.busy_until_ns) <= now_ns:
+                del self._blocked[host_id]
+                self.link_changed(link)

@@ -1,0 +1,133 @@
+"""Batches of control messages: plain values to protobuf and back, at the edge of both daemons.
+
+Decoding trusts nothing: lengths, counts, ranges and forms are checked against `shoal.wire.limits`,
+and ProtocolError means that the stream must be closed. Messages of a kind that this version does
+not know are left out and counted, so that a newer side may say more. Decides nothing.
+
+A message is serialised once however many hosts it goes to: a batch's bytes are the entries of its
+messages one behind the other, so entries may be joined without protobuf.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from shoal.runtime.control_from_host import decode_host_message, encode_host_message
+from shoal.runtime.control_from_scheduler import (
+    decode_scheduler_message,
+    encode_scheduler_message,
+)
+from shoal.v1 import control_pb2 as pb
+from shoal.wire.control import HostMessage, SchedulerMessage
+from shoal.wire.errors import ProtocolError
+from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX
+
+MESSAGES_PER_BATCH_MAX: Final = 65_536
+"""Empty messages cost two bytes each; their number is bounded apart from their size."""
+
+M = TypeVar("M")
+
+_ENTRY_TAG: Final = b"\x0a"
+"""Field 1, length-delimited: `messages` of both kinds of batches."""
+
+
+def encode_host_batch(messages: Iterable[HostMessage]) -> pb.HostBatch:
+    """Messages of a host as one batch."""
+    return pb.HostBatch(messages=[encode_host_message(message) for message in messages])
+
+
+def encode_scheduler_batch(messages: Iterable[SchedulerMessage]) -> pb.SchedulerBatch:
+    """Messages of a scheduler as one batch."""
+    return pb.SchedulerBatch(messages=[encode_scheduler_message(message) for message in messages])
+
+
+def decode_host_batch(
+    batch: pb.HostBatch, unknown: Callable[[], None] | None = None
+) -> tuple[HostMessage, ...]:
+    """The messages of a batch, checked. `unknown` is called for each message of an unknown kind.
+    Raises ProtocolError."""
+    _check_count(len(batch.messages))
+    return tuple(_known((decode_host_message(each) for each in batch.messages), unknown))
+
+
+def decode_scheduler_batch(
+    batch: pb.SchedulerBatch, unknown: Callable[[], None] | None = None
+) -> tuple[SchedulerMessage, ...]:
+    """The messages of a batch, checked. `unknown` is called for each message of an unknown kind.
+    Raises ProtocolError."""
+    _check_count(len(batch.messages))
+    return tuple(_known((decode_scheduler_message(each) for each in batch.messages), unknown))
+
+
+def parse_host_batch(data: bytes) -> pb.HostBatch:
+    """A batch from its bytes. Raises ProtocolError."""
+    try:
+        return pb.HostBatch.FromString(data)
+    except DecodeError:
+        raise ProtocolError("not a batch of host messages") from None
+
+
+def parse_scheduler_batch(data: bytes) -> pb.SchedulerBatch:
+    """A batch from its bytes. Raises ProtocolError."""
+    try:
+        return pb.SchedulerBatch.FromString(data)
+    except DecodeError:
+        raise ProtocolError("not a batch of scheduler messages") from None
+
+
+def scheduler_entry(message: SchedulerMessage) -> bytes:
+    """One message as a batch's bytes hold it: joined entries are a batch."""
+    return _entry(encode_scheduler_message(message).SerializeToString())
+
+
+def host_entry(message: HostMessage) -> bytes:
+    """One message as a batch's bytes hold it: joined entries are a batch."""
+    return _entry(encode_host_message(message).SerializeToString())
+
+
+def pack_entries(
+    entries: Iterable[bytes], size_bytes_max: int = CONTROL_MESSAGE_BYTES_MAX
+) -> Iterator[bytes]:
+    """Entries joined to batches, in order, each as large as fits. Raises ValueError for an entry
+    that fits in no batch: a core sent more in one message than the protocol allows."""
+    pending: list[bytes] = []
+    size_bytes = 0
+    for entry in entries:
+        if len(entry) > size_bytes_max:
+            raise ValueError(f"a control message of {len(entry)} bytes: at most {size_bytes_max}")
+        if pending and size_bytes + len(entry) > size_bytes_max:
+            yield b"".join(pending)
+            pending.clear()
+            size_bytes = 0
+        pending.append(entry)
+        size_bytes += len(entry)
+    if pending:
+        yield b"".join(pending)
+
+
+def _entry(data: bytes) -> bytes:
+    return _ENTRY_TAG + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    """Base-128, least significant group first, as protobuf writes lengths."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _check_count(count: int) -> None:
+    if count > MESSAGES_PER_BATCH_MAX:
+        raise ProtocolError(f"{count} messages in a batch: at most {MESSAGES_PER_BATCH_MAX}")
+
+
+def _known(messages: Iterable[M | None], unknown: Callable[[], None] | None) -> Iterator[M]:
+    for message in messages:
+        if message is not None:
+            yield message
+        elif unknown is not None:
+            unknown()

@@ -1,0 +1,505 @@
+"""The scheduler's decisions, as one pure state machine: `handle(event) -> effects`.
+
+Production and the simulator drive this same object. It reads no clock, does no IO and logs
+nothing. Hosts come and go by sessions; all state is soft and rebuilt from their inventories.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from scheduler.core import events as ev
+from scheduler.core.effects import AnyEffect, CloseSession, Noted
+from scheduler.core.origin_lease import LeaseOffice
+from scheduler.core.sources import SourceBook
+from scheduler.core.state import Collection, Host, SchedulerState, Source, Task, Waiting
+from scheduler.core.swarm import Swarms
+from scheduler.core.validation import validate
+from shoal.wire import control as msg
+from shoal.wire.errors import Reason
+from shoal.wire.ids import Dice, HostId, SourceId
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
+
+SETTLE_NS = 1 * SECOND_NS
+"""How long a task that is known only from an unfinished inventory gets no lease: a scheduler that
+was restarted must first hear from the other hosts what they hold."""
+
+REPORT_INTERVAL_PER_HOST_NS = 1 * MILLISECOND_NS
+"""Reports per second over all hosts stay near a thousand, however many they are."""
+
+REFUSED_RETRY_MS = 5_000
+
+
+class SchedulerEngine:
+    """All decisions of one scheduler.
+
+    `token_source` gives a fresh secret of 32 bytes (injected: a core draws no secrets);
+    `piece_digest` is the algorithm of piece digests for new tasks.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: SchedulerLimits,
+        dice: Dice,
+        scheduler_id: str,
+        token_source: Callable[[], bytes],
+        piece_digest: str = "xxh3-128",
+    ) -> None:
+        self.state = SchedulerState(
+            limits=limits,
+            dice=dice,
+            scheduler_id=scheduler_id,
+            token_source=token_source,
+            piece_digest=piece_digest,
+        )
+        self._leases = LeaseOffice(self.state, on_hopeless=self._hopeless)
+        self._swarms = Swarms(self.state)
+        self._sources = SourceBook(
+            self.state,
+            on_served=self._served,
+            on_gone=self._gone,
+            on_right=self._leases.source_checked,
+        )
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            ev.HostConnected: self._connected,
+            ev.HostDisconnected: self._disconnected,
+            ev.FromHost: self._from_host,
+            ev.Tick: self._tick,
+        }
+        self._message_handlers: dict[type[Any], Callable[[HostId, Any], None]] = {
+            msg.Join: self._join,
+            msg.Leave: self._leave,
+            msg.StatAnswer: self._sources.answered,
+            msg.Report: self._report,
+            msg.SizeFound: self._size_found,
+            msg.Checked: self._checked,
+            msg.Withdrawn: self._withdrawn,
+            msg.DigestList: self._digest_list,
+        }
+        self._next_host_check_ns: int | None = None
+
+    def handle(self, event: ev.AnyEvent) -> list[AnyEffect]:
+        """Takes one event in; returns what is to be done, in order."""
+        assert event.now_ns >= self.state.now_ns, "time runs forward"
+        self.state.now_ns = event.now_ns
+        self.state.forget_past_wake_ups()
+        self._handlers[type(event)](event)
+        self._leases.grant_all()
+        self._swarms.push_parents()
+        self._swarms.push_digests_if_due()
+        return self.state.take_effects()
+
+    def next_deadline_ns(self) -> int | None:
+        """When a `Tick` is due at the latest; None: never, until something else happens."""
+        return self.state.next_deadline_ns()
+
+    def validate(self) -> None:
+        """Checks every invariant, O(everything). AssertionError names the one that is broken."""
+        validate(self.state)
+
+    def story(self, subject: str) -> list[tuple[int, str]]:
+        """What happened to a task or source (by its id), as (now_ns, text), oldest first."""
+        return list(self.state.stories.get(subject, ()))
+
+    def counters(self) -> dict[str, int]:
+        """Sizes and sums for metrics."""
+        state = self.state
+        return {
+            "hosts": len(state.hosts),
+            "hosts_connected": sum(1 for h in state.hosts.values() if h.session is not None),
+            "collections": len(state.collections),
+            "tasks": len(state.tasks),
+            "leases_active": len(state.leases),
+            "leases_granted_total": state.leases_granted,
+            "origin_stats_total": state.stats_asked,
+        }
+
+    # ------------------------------------------------------------ sessions
+
+    def _connected(self, event: ev.HostConnected) -> None:
+        self.state.sessions[event.session] = None
+
+    def _disconnected(self, event: ev.HostDisconnected) -> None:
+        self.state.drop_outgoing(event.session)
+        host_id = self.state.sessions.pop(event.session, None)
+        if host_id is None:
+            return
+        host = self.state.hosts[host_id]
+        if host.session != event.session:
+            return  # A newer stream of the same host took its place.
+        host.session = None
+        host.lost_ns = event.now_ns
+        self._check_hosts_at(event.now_ns + self.state.limits.host_grace_ns)
+        self._leases.host_lost()
+        self._sources.host_lost(host_id)
+
+    def _close(self, session: int, reason: Reason, detail: str) -> None:
+        self.state.effects.append(CloseSession(session=session, reason=reason, detail=detail))
+
+    def _from_host(self, event: ev.FromHost) -> None:
+        if event.session not in self.state.sessions:
+            return
+        for message in event.messages:
+            host_id = self.state.sessions.get(event.session)
+            if isinstance(message, msg.Hello):
+                if host_id is not None:
+                    self._close(event.session, Reason.PEER_PROTOCOL, "a second Hello")
+                    return
+                if not self._hello(event.session, message):
+                    return
+            elif host_id is None:
+                self._close(event.session, Reason.PEER_PROTOCOL, "the first message is Hello")
+                return
+            elif self.state.hosts[host_id].session == event.session:
+                self._message_handlers[type(message)](host_id, message)
+
+    def _hello(self, session: int, hello: msg.Hello) -> bool:
+        state = self.state
+        versions = (msg.CONTROL_VERSION_MIN, msg.CONTROL_VERSION_MAX)
+        version = min(hello.version_max, versions[1])
+        host_id = hello.host.host_id
+        refusal = ""
+        known = state.hosts.get(host_id)
+        if version < max(hello.version_min, versions[0]):
+            refusal = f"this scheduler speaks control versions {versions[0]} to {versions[1]}"
+        elif known is None and len(state.hosts) >= state.limits.hosts_max:
+            refusal = f"this scheduler has its {state.limits.hosts_max} hosts"
+        elif known is not None and hello.generation < known.generation:
+            refusal = "a newer run of this host is known: is its host_id used twice?"
+        if refusal:
+            self._close(session, Reason.OVERLOADED, refusal)
+            return False
+        if known is not None and known.session is not None:
+            self._close(known.session, Reason.PEER_LOST, "a newer stream of this host is here")
+            state.drop_outgoing(known.session)
+        self._register(session, hello, known)
+        interval_ns = max(
+            state.limits.report_interval_min_ns,
+            min(
+                state.limits.report_interval_max_ns,
+                len(state.hosts) * REPORT_INTERVAL_PER_HOST_NS,
+            ),
+        )
+        state.send(
+            host_id,
+            msg.Welcome(
+                scheduler_id=state.scheduler_id,
+                version=version,
+                report_interval_ms=interval_ns // MILLISECOND_NS,
+            ),
+        )
+        return True
+
+    def _register(self, session: int, hello: msg.Hello, known: Host | None) -> None:
+        state = self.state
+        host_id = hello.host.host_id
+        host = Host(info=hello.host, generation=hello.generation, session=session)
+        if known is not None:
+            for collection_id in list(known.collections):
+                self._leave(host_id, msg.Leave(collection_id=collection_id), keep_leases=True)
+            for task_id in list(known.holdings):
+                self._swarms.lost(state.tasks[task_id], host_id)
+        state.hosts[host_id] = host
+        state.sessions[session] = host_id
+        for holding in hello.holdings:
+            self._adopt_holding(host_id, holding)
+        self._swarms.host_back(host_id)
+        for held in hello.leases:
+            self._leases.adopt(host_id, held)
+
+    def _adopt_holding(self, host_id: HostId, holding: msg.Holding) -> None:
+        descriptor = holding.descriptor
+        task = self.state.tasks.get(descriptor.task_id)
+        if task is None:
+            task = self._sources.new_task(descriptor)
+            if not holding.sealed:
+                task.settle_until_ns = self.state.now_ns + SETTLE_NS
+        elif task.descriptor.geometry.size_bytes is None and (
+            descriptor.geometry.size_bytes is not None
+        ):
+            task.descriptor = replace(task.descriptor, geometry=descriptor.geometry)
+            self._swarms.describe_again(task)
+        same_cut = (
+            descriptor.geometry == task.descriptor.geometry
+            and descriptor.piece_digest == task.descriptor.piece_digest
+        )
+        if not same_cut or (descriptor.epoch != task.descriptor.epoch and not holding.sealed):
+            return
+        source = self.state.sources.get(descriptor.source_id)
+        if source is None:
+            self.state.sources[descriptor.source_id] = Source(
+                source_id=descriptor.source_id,
+                digest=descriptor.digest,
+                piece_length_bytes=None,
+                known_task_id=descriptor.task_id if descriptor.digest is not None else None,
+                task_id=descriptor.task_id,
+            )
+        elif source.task_id is None:
+            source.task_id = descriptor.task_id
+        self._swarms.holds(task, host_id, holding.held)
+        if holding.sealed:
+            task.sealed[host_id] = None
+
+    # ------------------------------------------------------------ collections
+
+    def _join(self, host_id: HostId, join: msg.Join) -> None:
+        host = self.state.hosts[host_id]
+        limits = self.state.limits
+        if len(host.collections) >= limits.collections_per_host_max or (
+            join.collection_id not in self.state.collections
+            and len(self.state.collections) >= limits.collections_max
+        ):
+            self.state.send(
+                host_id,
+                msg.Redirected(
+                    reason=Reason.OVERLOADED,
+                    detail="too many collections",
+                    retry_after_ms=REFUSED_RETRY_MS,
+                ),
+            )
+            return
+        if join.collection_id in host.collections:
+            self._leave(host_id, msg.Leave(collection_id=join.collection_id))
+        collection = self.state.collections.get(join.collection_id)
+        if collection is None:
+            collection = Collection(
+                collection_id=join.collection_id,
+                sources=tuple(member.source_id for member in join.members),
+            )
+            self.state.collections[join.collection_id] = collection
+        host.collections[join.collection_id] = None
+        collection.members[host_id] = None
+        for member in join.members:
+            self._sources.wait(host_id, Waiting(collection.collection_id, member))
+
+    def _leave(self, host_id: HostId, leave: msg.Leave, *, keep_leases: bool = False) -> None:
+        collection = self.state.collections.get(leave.collection_id)
+        if collection is None:
+            return
+        self.state.hosts[host_id].collections.pop(leave.collection_id, None)
+        self._swarms.leave(collection, host_id)
+        for source_id in collection.sources:
+            source = self.state.sources.get(source_id)
+            waiting = source.waiting.get(host_id) if source is not None else None
+            if waiting is not None and waiting.collection_id == leave.collection_id:
+                if keep_leases:
+                    self._forget_waiting(host_id, source_id)
+                else:
+                    self._sources.leave(host_id, source_id)
+        self._forget_if_empty(collection)
+
+    def _forget_waiting(self, host_id: HostId, source_id: SourceId) -> None:
+        source = self.state.sources[source_id]
+        source.waiting.pop(host_id, None)
+        source.asked.pop(host_id, None)
+        task = None if source.task_id is None else self.state.tasks.get(source.task_id)
+        if task is not None:
+            task.wanted.pop(host_id, None)
+
+    def _forget_if_empty(self, collection: Collection) -> None:
+        if collection.members:
+            return
+        del self.state.collections[collection.collection_id]
+        for source_id in collection.sources:
+            self._forget_source_if_idle(source_id)
+
+    def _forget_source_if_idle(self, source_id: SourceId) -> None:
+        source = self.state.sources.get(source_id)
+        if source is None or source.waiting:
+            return
+        task = None if source.task_id is None else self.state.tasks.get(source.task_id)
+        if task is not None and (task.holders or task.wanted):
+            return
+        if task is not None:
+            self._forget_task(task)
+        del self.state.sources[source_id]
+
+    def _forget_task(self, task: Task) -> None:
+        for reader in task.readers.values():
+            for number in reader.leases:
+                self.state.leases.pop(number, None)
+        del self.state.tasks[task.task_id]
+        self.state.stories.pop(task.task_id, None)
+
+    def _served(self, task: Task, host_id: HostId, waiting: Waiting) -> None:
+        self._swarms.serve(task, host_id, waiting)
+        reader = task.readers.get(host_id)
+        if reader is not None:
+            reader.excluded = False
+            reader.failures = 0
+        self._leases.changed(task)
+
+    def _gone(self, task: Task, host_id: HostId) -> None:
+        task.wanted.pop(host_id, None)
+        self._leases.release(task, host_id)
+        self._leases.changed(task)
+
+    def _hopeless(self, task: Task, reason: Reason, detail: str) -> None:
+        """What is missing can be had from nobody."""
+        self.state.effects.append(
+            Noted(kind="task-failed", text=detail, task_id=task.task_id, reason=reason)
+        )
+        source = self.state.sources.get(task.descriptor.source_id)
+        task.origin_failures = 0
+        if source is not None:
+            self._sources.fail(source, reason, detail)
+
+    # ------------------------------------------------------------ reports
+
+    def _report(self, host_id: HostId, report: msg.Report) -> None:
+        host = self.state.hosts[host_id]
+        host.free_upload_slots = report.free_upload_slots
+        touched: dict[str, Task] = {}
+        for statement in report.statements:
+            self._leases.stated(host_id, statement)
+            task = self.state.tasks.get(statement.task_id)
+            if task is not None:
+                touched[task.task_id] = task
+        for progress in report.progress:
+            task = self.state.tasks.get(progress.task_id)
+            if task is not None and progress.epoch == task.descriptor.epoch:
+                size = task.descriptor.geometry.size_bytes
+                new = progress.new
+                if size is not None:
+                    new &= task.descriptor.geometry.all_pieces
+                self._swarms.holds(task, host_id, new)
+        for task in touched.values():
+            self._swarms.listed(task)
+        for end in report.lease_ends:
+            self._leases.ended(host_id, end)
+        for blame in report.blames:
+            self._blamed(host_id, blame)
+
+    def _blamed(self, host_id: HostId, blame: msg.Blame) -> None:
+        blamed = self.state.hosts.get(blame.host_id)
+        if blamed is None:
+            return
+        blamed.blamed += 1
+        self.state.effects.append(
+            Noted(
+                kind="blamed",
+                text=f"{host_id} got piece {blame.piece} from it with wrong content",
+                host_id=blame.host_id,
+                task_id=blame.task_id,
+                reason=blame.reason,
+            )
+        )
+
+    def _size_found(self, host_id: HostId, found: msg.SizeFound) -> None:
+        task = self.state.tasks.get(found.task_id)
+        lease = self.state.leases.get(found.lease_number)
+        if task is None or task.descriptor.geometry.size_bytes is not None:
+            return
+        if lease is None or lease.host_id != host_id:
+            return
+        task.descriptor = replace(
+            task.descriptor, geometry=task.descriptor.geometry.sealed(found.size_bytes)
+        )
+        self._swarms.describe_again(task)
+
+    def _checked(self, host_id: HostId, checked: msg.Checked) -> None:
+        task = self.state.tasks.get(checked.task_id)
+        if task is None or checked.epoch != task.descriptor.epoch:
+            return
+        if checked.passed:
+            task.sealed[host_id] = None
+            geometry = task.descriptor.geometry
+            if geometry.size_bytes is not None:
+                self._swarms.holds(task, host_id, geometry.all_pieces)
+            return
+        expected = task.descriptor.digest
+        detail = f"the content has the digest {checked.digest}, not {expected}"
+        if task.sealed:
+            detail += "; other hosts have it right: check this host's memory and disk"
+            self._fail_for(task, host_id, detail)
+        elif self._same_twice(task) or task.descriptor.epoch >= self.state.limits.epochs_max:
+            detail += ": check the digest that was asked for, and the origin"
+            self._hopeless(task, Reason.DIGEST_MISMATCH, detail)
+        else:
+            self._void(task, host_id, detail)
+
+    def _fail_for(self, task: Task, host_id: HostId, detail: str) -> None:
+        self._sources.fail_host(task.descriptor.source_id, host_id, Reason.DIGEST_MISMATCH, detail)
+
+    @staticmethod
+    def _same_twice(task: Task) -> bool:
+        """A whole second reading by other hosts gave the same pieces: the origin is what it is."""
+        if not task.old_listed:
+            return False
+        return all(
+            (stated := task.listed.get(piece)) is not None and stated.digest == old.digest
+            for piece, old in task.old_listed.items()
+        )
+
+    def _void(self, task: Task, host_id: HostId, detail: str) -> None:
+        task.old_listed = task.listed
+        task.listed = {}
+        task.fresh = []
+        epoch = task.descriptor.epoch + 1
+        task.descriptor = replace(task.descriptor, epoch=epoch)
+        self._leases.void(task)
+        task.holders.clear()
+        task.covered = 0
+        task.digests_asked = None
+        self.state.effects.append(
+            Noted(
+                kind="epoch-voided",
+                text=f"as {host_id} found: {detail}; read again as epoch {epoch}",
+                task_id=task.task_id,
+                reason=Reason.DIGEST_MISMATCH,
+            )
+        )
+        for other in task.wanted:
+            self.state.send(other, msg.EpochVoided(task_id=task.task_id, epoch=epoch))
+        self._leases.changed(task)
+
+    def _withdrawn(self, host_id: HostId, withdrawn: msg.Withdrawn) -> None:
+        task = self.state.tasks.get(withdrawn.task_id)
+        if task is None or withdrawn.generation != self.state.hosts[host_id].generation:
+            return
+        self._swarms.lost(task, host_id)
+        self._leases.changed(task)
+        self._forget_source_if_idle(task.descriptor.source_id)
+
+    def _digest_list(self, host_id: HostId, answer: msg.DigestList) -> None:
+        self._leases.listed_by_holder(host_id, answer)
+        task = self.state.tasks.get(answer.task_id)
+        if task is not None:
+            self._swarms.listed(task)
+
+    # ------------------------------------------------------------ time
+
+    def _check_hosts_at(self, when_ns: int) -> None:
+        if self._next_host_check_ns is None or when_ns < self._next_host_check_ns:
+            self._next_host_check_ns = when_ns
+        self.state.wake_at(when_ns)
+
+    def _tick(self, _event: ev.Tick) -> None:
+        self._leases.tick()
+        self._sources.tick()
+        if self._next_host_check_ns is None or self._next_host_check_ns > self.state.now_ns:
+            return
+        self._next_host_check_ns = None
+        for host in list(self.state.hosts.values()):
+            if host.session is not None:
+                continue
+            gone_ns = host.lost_ns + self.state.limits.host_grace_ns
+            if gone_ns <= self.state.now_ns:
+                self._host_gone(host)
+            else:
+                self._check_hosts_at(gone_ns)
+
+    def _host_gone(self, host: Host) -> None:
+        for collection_id in list(host.collections):
+            self._leave(host.host_id, msg.Leave(collection_id=collection_id))
+        held = list(host.holdings)
+        self._swarms.host_gone(host.host_id)
+        del self.state.hosts[host.host_id]
+        for source in self.state.sources.values():
+            source.verdicts.pop(host.host_id, None)
+        for task_id in held:
+            task = self.state.tasks.get(task_id)
+            if task is not None:
+                self._leases.changed(task)
+                self._forget_source_if_idle(task.descriptor.source_id)

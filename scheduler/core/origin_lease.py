@@ -1,0 +1,423 @@
+"""Who may read what from the origin, until when. Decides leases, never reads anything.
+
+Each piece is leased once while nobody holds it. Leases go out in rising order, a window per host:
+enough that its reads never pause between two reports, and never more than its share of what is
+left, so that all readers end together.
+"""
+
+from collections.abc import Callable
+
+from scheduler.core.effects import Noted
+from scheduler.core.state import Lease, Reader, SchedulerState, Source, Stated, Task
+from shoal.wire import bitfield
+from shoal.wire import control as msg
+from shoal.wire.errors import TRANSIENT_ORIGIN, Reason
+from shoal.wire.ids import NO_LEASE, HostId, LeaseNumber
+from shoal.wire.limits import MIB, MILLISECOND_NS, SECOND_NS
+
+WINDOW_START_BYTES = 4 * MIB
+"""A host's first window: one small file whole, a second or so of a slow origin."""
+
+LEASE_GRACE_NS = 1 * SECOND_NS
+"""A host whose stream broke keeps its leases so long: a new stream takes less."""
+
+HOST_FAILURES_MAX = 3
+"""Transient failures of one host in a row before it reads no more of this task."""
+
+TASK_FAILURES_MAX = 12
+"""Transient failures in a row, over all hosts, before the task is given up."""
+
+RETRY_BASE_MS = 200
+
+
+class LeaseOffice:
+    """Grants, renews and takes back leases. `on_hopeless(task, reason, detail)`: nobody can read
+    what is missing."""
+
+    def __init__(
+        self, state: SchedulerState, *, on_hopeless: Callable[[Task, Reason, str], None]
+    ) -> None:
+        self._state = state
+        self._on_hopeless = on_hopeless
+        self._dirty: dict[str, Task] = {}
+        self._next_check_ns: int | None = None
+
+    def changed(self, task: Task) -> None:
+        """Leases of the task may be granted that could not be before."""
+        self._dirty[task.task_id] = task
+
+    def grant_all(self) -> None:
+        """Grants what can be granted now. Called at the end of every event."""
+        dirty = list(self._dirty.values())
+        self._dirty.clear()
+        for task in dirty:
+            if self._state.tasks.get(task.task_id) is task:
+                self._grant(task)
+
+    # ------------------------------------------------------------ granting
+
+    def _grant(self, task: Task) -> None:
+        now_ns = self._state.now_ns
+        if not task.wanted:
+            return
+        if task.settle_until_ns > now_ns:
+            self._check_at(task.settle_until_ns)
+            return
+        geometry = task.descriptor.geometry
+        known = geometry.size_bytes is not None
+        if known and not geometry.all_pieces & ~task.covered:
+            return
+        eligible = self._eligible(task)
+        if not eligible:
+            self._check_hope(task)
+            return
+        if not known or not task.descriptor.ranges:
+            if not any(reader.leases for reader in task.readers.values()):
+                self._grant_sequential(task, eligible)
+            return
+        # In turns, a lease each: the origin's link is shared from the first moment.
+        progress = True
+        while progress:
+            progress = False
+            for host_id in eligible:
+                if self._grant_next(task, host_id, len(eligible)):
+                    progress = True
+
+    def _eligible(self, task: Task) -> list[HostId]:
+        source = self._state.sources.get(task.descriptor.source_id)
+        if source is None:
+            return []
+        eligible = []
+        for host_id in task.wanted:
+            host = self._state.hosts[host_id]
+            waiting = source.waiting.get(host_id)
+            reader = task.readers.get(host_id)
+            if host.session is None or waiting is None or not waiting.member.origin_allowed:
+                continue
+            if not self._state.may_read(source, host_id):
+                continue
+            if reader is not None:
+                if reader.excluded:
+                    continue
+                if reader.retry_at_ns > self._state.now_ns:
+                    self._check_at(reader.retry_at_ns)
+                    continue
+            eligible.append(host_id)
+            if len(eligible) == self._state.limits.origin_hosts_max:
+                break
+        return eligible
+
+    def _grant_next(self, task: Task, host_id: HostId, readers: int) -> bool:
+        geometry = task.descriptor.geometry
+        free = geometry.all_pieces & ~task.covered & ~task.leased
+        if not free:
+            return False
+        reader = task.readers.get(host_id)
+        if reader is None:
+            reader = task.readers[host_id] = Reader(window_bytes=WINDOW_START_BYTES)
+        outstanding = sum(
+            geometry.held_bytes(self._state.leases[number].pieces) for number in reader.leases
+        )
+        run_bytes = geometry.run_pieces * geometry.piece_length_bytes
+        share_bytes = free.bit_count() * geometry.piece_length_bytes // (2 * readers)
+        window = min(reader.window_bytes, max(share_bytes, run_bytes))
+        window = max(window, self._state.limits.lease_window_runs_min * run_bytes)
+        if outstanding and outstanding + run_bytes > window:
+            return False
+        part_bytes = max(run_bytes, min(window - outstanding, max(window // 2, run_bytes)))
+        mine = self._not_stated_before(task, host_id, free, readers)
+        first = bitfield.lowest(mine)
+        count = min(
+            bitfield.prefix(mine >> first), max(1, part_bytes // geometry.piece_length_bytes)
+        )
+        self._give(task, host_id, reader, first, count)
+        return True
+
+    @staticmethod
+    def _not_stated_before(task: Task, host_id: HostId, free: int, readers: int) -> int:
+        """In a new epoch other hosts read the pieces again, where there are others."""
+        if not task.old_listed or readers < 2:
+            return free
+        for piece, stated in task.old_listed.items():
+            if stated.host_id == host_id and (free & ~(1 << piece)):
+                free &= ~(1 << piece)
+        return free
+
+    def _grant_sequential(self, task: Task, eligible: list[HostId]) -> None:
+        host_id = eligible[int(self._state.dice.random() * len(eligible))]
+        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+        self._give(task, host_id, reader, bitfield.prefix(task.covered), None)
+
+    def _give(
+        self, task: Task, host_id: HostId, reader: Reader, first: int, count: int | None
+    ) -> None:
+        number = self._state.next_lease_number()
+        expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns
+        if count is not None:
+            pieces = bitfield.mask_of(first, count)
+        elif task.descriptor.geometry.size_bytes is not None:
+            pieces = task.descriptor.geometry.all_pieces & ~task.covered
+        else:
+            pieces = 0
+        self._state.leases[number] = Lease(
+            number=number,
+            task_id=task.task_id,
+            host_id=host_id,
+            pieces=pieces,
+            sequential=count is None,
+            expires_ns=expires_ns,
+        )
+        task.leased |= pieces
+        reader.leases[number] = None
+        self._state.leases_granted += 1
+        self._check_at(expires_ns)
+        self._state.tell(task.task_id, f"lease {number}: {first}+{count} to {host_id}")
+        lease = msg.Lease(
+            number=number,
+            task_id=task.task_id,
+            epoch=task.descriptor.epoch,
+            first_piece=first,
+            piece_count=count,
+            ttl_ms=self._state.limits.lease_ttl_ns // MILLISECOND_NS,
+        )
+        self._state.send(host_id, msg.Leases(granted=(lease,)))
+
+    def _check_hope(self, task: Task) -> None:
+        """Nobody may read: if what is missing is also held by nobody, say so."""
+        geometry = task.descriptor.geometry
+        if any(reader.leases for reader in task.readers.values()):
+            return
+        source = self._state.sources.get(task.descriptor.source_id)
+        for host_id in task.wanted:
+            reader = task.readers.get(host_id)
+            excluded = reader is not None and reader.excluded
+            waiting = source.waiting.get(host_id) if source is not None else None
+            allowed = waiting is not None and waiting.member.origin_allowed
+            if allowed and not excluded:
+                return  # It may read later: after a pause, a new stream, or a new verdict.
+        if geometry.size_bytes is not None and not geometry.all_pieces & ~task.covered:
+            return
+        detail = task.last_failure or "no host that wants it may read it from the origin"
+        self._on_hopeless(task, Reason.NO_SOURCE, detail)
+
+    # ------------------------------------------------------------ answers
+
+    def stated(self, host_id: HostId, statement: msg.Statement) -> None:
+        """A host states the digest of a piece that it read."""
+        task = self._state.tasks.get(statement.task_id)
+        if task is None or statement.epoch != task.descriptor.epoch:
+            return
+        geometry = task.descriptor.geometry
+        bit = 1 << statement.piece
+        if geometry.size_bytes is not None and bit > geometry.all_pieces:
+            return
+        lease = self._state.leases.get(statement.lease_number)
+        if lease is not None and lease.host_id == host_id and lease.task_id == task.task_id:
+            if not lease.sequential and not lease.pieces & bit:
+                return
+            lease.pieces &= ~bit
+            lease.expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns
+            self._check_at(lease.expires_ns)
+            task.leased &= ~bit
+            reader = task.readers.get(host_id)
+            if reader is not None:
+                reader.failures = 0
+            task.origin_failures = 0
+        elif task.leased & bit or statement.piece in task.listed:
+            # A lease that was taken back, or an old one: the present holder's word counts.
+            return
+        if statement.piece in task.listed:
+            return
+        self._list(task, statement.piece, statement.digest, statement.lease_number, host_id)
+
+    def _list(
+        self, task: Task, piece: int, digest: bytes, number: LeaseNumber, host_id: HostId
+    ) -> None:
+        task.listed[piece] = Stated(digest, number, host_id)
+        task.fresh.append(piece)
+        before = task.old_listed.get(piece)
+        if before is not None and before.digest != digest and before.host_id != host_id:
+            self._name_liar(task, piece, before.host_id)
+
+    def _name_liar(self, task: Task, piece: int, liar: HostId) -> None:
+        # One message per liar and epoch: forget its other old statements.
+        for other in [p for p, stated in task.old_listed.items() if stated.host_id == liar]:
+            del task.old_listed[other]
+        self._state.effects.append(
+            Noted(
+                kind="blamed",
+                text=f"stated a wrong digest for piece {piece} in the epoch before",
+                host_id=liar,
+                task_id=task.task_id,
+                reason=Reason.PEER_CORRUPT,
+            )
+        )
+        reader = task.readers.get(liar)
+        if reader is not None:
+            reader.excluded = True
+        for host_id in task.wanted:
+            self._state.send(
+                host_id,
+                msg.EpochVoided(task_id=task.task_id, epoch=task.descriptor.epoch, liars=(liar,)),
+            )
+
+    def listed_by_holder(self, host_id: HostId, answer: msg.DigestList) -> None:
+        """A holder tells digests that this scheduler does not know (it was restarted)."""
+        task = self._state.tasks.get(answer.task_id)
+        if task is None or answer.epoch != task.descriptor.epoch or task.digests_asked != host_id:
+            return
+        for offset, digest in enumerate(answer.digests):
+            piece = answer.first_piece + offset
+            if digest and piece not in task.listed and task.holders.get(host_id, 0) >> piece & 1:
+                self._list(task, piece, digest, NO_LEASE, host_id)
+
+    def ended(self, host_id: HostId, end: msg.LeaseEnd) -> None:
+        """A host used a lease up, or gives it back."""
+        lease = self._state.leases.get(end.number)
+        if lease is None or lease.host_id != host_id:
+            return
+        task = self._state.tasks.get(lease.task_id)
+        self._take_back(lease)
+        if task is None:
+            return
+        reader = task.readers.get(host_id)
+        if reader is None:
+            return
+        if end.outcome is None:
+            if not reader.leases:
+                # It ran dry between two reports: a wider window from now on.
+                reader.window_bytes = min(
+                    2 * reader.window_bytes, self._state.limits.lease_window_bytes_max
+                )
+        elif end.outcome is not Reason.CANCELLED:
+            self._failed(task, reader, host_id, end)
+        self.changed(task)
+
+    def _failed(self, task: Task, reader: Reader, host_id: HostId, end: msg.LeaseEnd) -> None:
+        assert end.outcome is not None
+        self._state.effects.append(
+            Noted(
+                kind="origin-read-failed",
+                text=end.detail,
+                host_id=host_id,
+                task_id=task.task_id,
+                reason=end.outcome,
+            )
+        )
+        task.last_failure = end.detail or end.outcome.value
+        if end.outcome is Reason.ORIGIN_CHANGED:
+            self._on_hopeless(task, end.outcome, end.detail)
+            return
+        reader.failures += 1
+        if end.outcome in TRANSIENT_ORIGIN:
+            task.origin_failures += 1
+            if task.origin_failures > TASK_FAILURES_MAX:
+                self._on_hopeless(task, end.outcome, end.detail)
+                return
+            pause_ms = max(end.retry_after_ms, RETRY_BASE_MS << min(reader.failures, 8))
+            reader.retry_at_ns = self._state.now_ns + pause_ms * MILLISECOND_NS
+            self._check_at(reader.retry_at_ns)
+            reader.excluded = reader.failures > HOST_FAILURES_MAX
+        else:
+            reader.excluded = True
+            source = self._state.sources.get(task.descriptor.source_id)
+            if source is not None:
+                source.verdicts.pop(host_id, None)
+
+    def _take_back(self, lease: Lease) -> None:
+        del self._state.leases[lease.number]
+        task = self._state.tasks.get(lease.task_id)
+        if task is None:
+            return
+        task.leased &= ~lease.pieces
+        reader = task.readers.get(lease.host_id)
+        if reader is not None:
+            reader.leases.pop(lease.number, None)
+        self.changed(task)
+
+    def adopt(self, host_id: HostId, held: msg.HeldLease) -> None:
+        """A host still works on a lease: of this scheduler before the stream broke, or of one
+        before a restart. It keeps it, unless others read those pieces meanwhile."""
+        task = self._state.tasks.get(held.task_id)
+        if task is None:
+            return
+        present = self._state.leases.get(held.number)
+        if present is not None:
+            if present.host_id == host_id:
+                present.expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns
+                self._check_at(present.expires_ns)
+            return
+        geometry = task.descriptor.geometry
+        pieces = held.pieces & ~task.leased & ~task.covered
+        if geometry.size_bytes is not None:
+            pieces &= geometry.all_pieces
+        sequential = geometry.size_bytes is None or not task.descriptor.ranges
+        taken = sequential and any(reader.leases for reader in task.readers.values())
+        if taken or not (pieces or sequential):
+            self._state.send(host_id, msg.Leases(revoked=(held.number,)))
+            return
+        expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns
+        self._state.leases[held.number] = Lease(
+            held.number, task.task_id, host_id, pieces, sequential, expires_ns
+        )
+        self._check_at(expires_ns)
+        task.leased |= pieces
+        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+        reader.leases[held.number] = None
+
+    # ------------------------------------------------------------ taking back
+
+    def _check_at(self, when_ns: int) -> None:
+        if self._next_check_ns is None or when_ns < self._next_check_ns:
+            self._next_check_ns = when_ns
+            self._state.wake_at(when_ns)
+
+    def tick(self) -> None:
+        """Takes back leases without progress, and those of hosts that are gone."""
+        now_ns = self._state.now_ns
+        if self._next_check_ns is None or self._next_check_ns > now_ns:
+            return
+        self._next_check_ns = None
+        for lease in list(self._state.leases.values()):
+            host = self._state.hosts.get(lease.host_id)
+            gone = host is None or (
+                host.session is None and now_ns - host.lost_ns >= LEASE_GRACE_NS
+            )
+            if not gone and lease.expires_ns > now_ns:
+                self._check_at(lease.expires_ns)
+                if host is not None and host.session is None:
+                    self._check_at(host.lost_ns + LEASE_GRACE_NS)
+                continue
+            self._state.tell(lease.task_id, f"lease {lease.number} of {lease.host_id} expired")
+            self._take_back(lease)
+            if not gone:
+                self._state.send(lease.host_id, msg.Leases(revoked=(lease.number,)))
+        for task in self._state.tasks.values():
+            if task.wanted:
+                self.changed(task)
+
+    def host_lost(self) -> None:
+        """A stream broke: its leases are looked at again after a short grace."""
+        self._check_at(self._state.now_ns + LEASE_GRACE_NS)
+
+    def release(self, task: Task, host_id: HostId) -> None:
+        """A host wants a task no longer: its leases of it are free again."""
+        reader = task.readers.pop(host_id, None)
+        if reader is None or not reader.leases:
+            return
+        self._state.send(host_id, msg.Leases(revoked=tuple(reader.leases)))
+        for number in reader.leases:
+            self._take_back(self._state.leases[number])
+
+    def void(self, task: Task) -> None:
+        """A new epoch: all leases of the old one are void."""
+        for reader in task.readers.values():
+            for number in list(reader.leases):
+                del self._state.leases[number]
+            reader.leases.clear()
+        task.leased = 0
+
+    def source_checked(self, source: Source) -> None:
+        """A host's right was proven: leases of the task may go to it."""
+        if source.task_id is not None and source.task_id in self._state.tasks:
+            self.changed(self._state.tasks[source.task_id])

@@ -1,0 +1,227 @@
+"""What a scheduler knows: plain records, effects and wake-ups. All of it is soft state that the
+hosts' inventories rebuild. Decides nothing."""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scheduler.core.effects import AnyEffect, SendToHost
+from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
+from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
+from shoal.wire.limits import SchedulerLimits
+
+
+@dataclass(slots=True)
+class Host:
+    """A host, connected or within its grace time."""
+
+    info: HostInfo
+    generation: int
+    session: int | None
+    lost_ns: int = 0
+    collections: dict[CollectionId, None] = field(default_factory=dict)
+    holdings: dict[TaskId, None] = field(default_factory=dict)
+    free_upload_slots: int = 0
+    blamed: int = 0
+
+    @property
+    def host_id(self) -> HostId:
+        """The host's id."""
+        return self.info.host_id
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where its piece port is."""
+        return self.info.addresses
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A host that wants a source."""
+
+    collection_id: CollectionId
+    member: Member
+    served: bool = False
+    """It was told the task and takes part in the swarm."""
+
+
+@dataclass(slots=True)
+class Source:
+    """What users name, and what it was last found to be."""
+
+    source_id: SourceId
+    digest: str | None
+    piece_length_bytes: int | None
+    known_task_id: TaskId | None
+    """For content named by its digest."""
+    display_url: str = ""
+    task_id: TaskId | None = None
+    public: bool = False
+    """The origin answered a host that showed no credential."""
+    checked_ns: int | None = None
+    waiting: dict[HostId, Waiting] = field(default_factory=dict)
+    verdicts: dict[HostId, int] = field(default_factory=dict)
+    """Until when each host's own credential counts as accepted."""
+    asked: dict[HostId, int] = field(default_factory=dict)
+    """Hosts that were asked for a stat, with the deadline of their answer."""
+    failures: int = 0
+    retry_at_ns: int = 0
+
+
+@dataclass(slots=True)
+class Lease:
+    """The exclusive right of a host to read pieces from the origin."""
+
+    number: LeaseNumber
+    task_id: TaskId
+    host_id: HostId
+    pieces: int
+    """What is not yet stated. Empty for a sequential lease of unknown size."""
+    sequential: bool
+    expires_ns: int
+
+
+@dataclass(slots=True)
+class Reader:
+    """How one host reads one task from the origin."""
+
+    window_bytes: int
+    leases: dict[LeaseNumber, None] = field(default_factory=dict)
+    failures: int = 0
+    retry_at_ns: int = 0
+    excluded: bool = False
+
+
+@dataclass(slots=True)
+class Stated:
+    """A piece digest and who stated it."""
+
+    digest: bytes
+    lease_number: LeaseNumber
+    host_id: HostId
+
+
+@dataclass(slots=True)
+class Task:
+    """One content and its swarm."""
+
+    descriptor: TaskDescriptor
+    token: bytes
+    token_expires_ns: int
+    wanted: dict[HostId, CollectionId] = field(default_factory=dict)
+    """Hosts that fetch it now."""
+    holders: dict[HostId, int] = field(default_factory=dict)
+    sealed: dict[HostId, None] = field(default_factory=dict)
+    listed: dict[int, Stated] = field(default_factory=dict)
+    old_listed: dict[int, Stated] = field(default_factory=dict)
+    """Of the epoch before, to find out who stated wrong digests."""
+    leased: int = 0
+    covered: int = 0
+    """Pieces that some host holds."""
+    readers: dict[HostId, Reader] = field(default_factory=dict)
+    tokens_told: dict[HostId, int] = field(default_factory=dict)
+    fresh: list[int] = field(default_factory=list)
+    """Pieces whose digest the swarm was not told yet."""
+    digests_asked: HostId | None = None
+    settle_until_ns: int = 0
+    """After a restart: no lease before the other hosts had time to say what they hold."""
+    origin_failures: int = 0
+    last_failure: str = ""
+
+    @property
+    def task_id(self) -> TaskId:
+        """The task's id."""
+        return self.descriptor.task_id
+
+
+@dataclass(slots=True)
+class Collection:
+    """The hosts that want a collection now, and what each was told of the others."""
+
+    collection_id: CollectionId
+    sources: tuple[SourceId, ...]
+    members: dict[HostId, None] = field(default_factory=dict)
+    told: dict[HostId, dict[HostId, None]] = field(default_factory=dict)
+
+
+class SchedulerState:
+    """All that the parts of one scheduler core share."""
+
+    def __init__(
+        self,
+        *,
+        limits: SchedulerLimits,
+        dice: Dice,
+        scheduler_id: str,
+        token_source: Callable[[], bytes],
+        piece_digest: str,
+    ) -> None:
+        self.limits = limits
+        self.dice = dice
+        self.scheduler_id = scheduler_id
+        self.token_source = token_source
+        self.piece_digest = piece_digest
+        self.now_ns = 0
+        self.effects: list[AnyEffect] = []
+        self.hosts: dict[HostId, Host] = {}
+        self.sessions: dict[int, HostId | None] = {}
+        self.sources: dict[SourceId, Source] = {}
+        self.tasks: dict[TaskId, Task] = {}
+        self.collections: dict[CollectionId, Collection] = {}
+        self.leases: dict[LeaseNumber, Lease] = {}
+        self.stories: dict[str, deque[tuple[int, str]]] = {}
+        self.leases_granted = 0
+        self.stats_asked = 0
+        # The high bits are drawn, so that numbers of a scheduler before a restart never recur.
+        self._lease_number = dice.getrandbits(40) << 22
+        self._outgoing: dict[int, list[SchedulerMessage]] = {}
+        self._wake_ups: list[int] = []
+
+    def next_lease_number(self) -> LeaseNumber:
+        """A number never used before, also not by a scheduler before this one."""
+        self._lease_number += 1
+        return LeaseNumber(self._lease_number)
+
+    def send(self, host_id: HostId, *messages: SchedulerMessage) -> None:
+        """Queues messages for a host; they leave together at the end of the event. Dropped for a
+        host that is not connected: its next `Hello` and `Join` bring it up to date."""
+        host = self.hosts.get(host_id)
+        if host is not None and host.session is not None:
+            self._outgoing.setdefault(host.session, []).extend(messages)
+
+    def take_effects(self) -> list[AnyEffect]:
+        """What the present event led to."""
+        effects, self.effects = self.effects, []
+        for session, messages in self._outgoing.items():
+            effects.append(SendToHost(session=session, messages=tuple(messages)))
+        self._outgoing = {}
+        return effects
+
+    def drop_outgoing(self, session: int) -> None:
+        """The session is closed: what was queued for it is void."""
+        self._outgoing.pop(session, None)
+
+    def wake_at(self, deadline_ns: int) -> None:
+        """Asks for a `Tick` at that time or soon after."""
+        heapq.heappush(self._wake_ups, deadline_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """The earliest time asked for."""
+        return self._wake_ups[0] if self._wake_ups else None
+
+    def forget_past_wake_ups(self) -> None:
+        """Drops the deadlines that the present event has reached."""
+        while self._wake_ups and self._wake_ups[0] <= self.now_ns:
+            heapq.heappop(self._wake_ups)
+
+    def tell(self, subject: str, what: str) -> None:
+        """Keeps a line for `SchedulerEngine.story`; bounded per subject."""
+        story = self.stories.get(subject)
+        if story is None:
+            story = self.stories[subject] = deque(maxlen=self.limits.story_events_max)
+        story.append((self.now_ns, what))
+
+    def may_read(self, source: Source, host_id: HostId) -> bool:
+        """Whether the origin's word lets this host have the content."""
+        return source.public or source.verdicts.get(host_id, 0) > self.now_ns

@@ -1,0 +1,264 @@
+"""Who is in which swarm, and what each host must be told of the others.
+
+Decides parents and what is pushed when. Up to `parents_max` everybody sees everybody: a wide view
+is what a central scheduler can give; beyond it each host gets a random part of the swarm.
+"""
+
+from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
+from shoal.wire import control as msg
+from shoal.wire.ids import CollectionId, HostId
+from shoal.wire.limits import MILLISECOND_NS
+
+DIGEST_PUSH_INTERVAL_NS = 10 * MILLISECOND_NS
+"""Digests are pushed at most so often: one message to all rather than one per report."""
+
+
+class Swarms:
+    """Keeps collections, holders and the digest lists' way to the hosts."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+        self._new_parents: dict[CollectionId, dict[HostId, None]] = {}
+        self._fresh: dict[str, Task] = {}
+        self._push_due_ns: int | None = None
+        self._last_push_ns = -(1 << 62)
+
+    # ------------------------------------------------------------ taking part
+
+    def serve(self, task: Task, host_id: HostId, waiting: Waiting) -> None:
+        """A host may have the task: tell it all that it needs to begin."""
+        task.wanted[host_id] = waiting.collection_id
+        self._tell_token(task, host_id)
+        self._state.send(
+            host_id,
+            msg.Described(
+                collection_id=waiting.collection_id,
+                source_id=waiting.member.source_id,
+                descriptor=task.descriptor,
+            ),
+        )
+        self._send_digests(task, [host_id], sorted(task.listed))
+        self._ask_for_digests(task)
+        self._new_parents.setdefault(waiting.collection_id, {})[host_id] = None
+
+    def describe_again(self, task: Task) -> None:
+        """The task changed (size sealed): tell all who fetch it."""
+        for host_id, collection_id in task.wanted.items():
+            self._state.send(
+                host_id,
+                msg.Described(
+                    collection_id=collection_id,
+                    source_id=task.descriptor.source_id,
+                    descriptor=task.descriptor,
+                ),
+            )
+
+    def _tell_token(self, task: Task, host_id: HostId) -> None:
+        now_ns = self._state.now_ns
+        ttl_ns = self._state.limits.token_ttl_ns
+        if task.token_expires_ns - now_ns < ttl_ns // 2:
+            task.token = self._state.token_source()
+            task.token_expires_ns = now_ns + ttl_ns
+            task.tokens_told.clear()
+            for other in task.wanted:
+                self._tell_token(task, other)
+        if task.tokens_told.get(host_id) == task.token_expires_ns:
+            return
+        task.tokens_told[host_id] = task.token_expires_ns
+        self._state.send(
+            host_id,
+            msg.SwarmToken(
+                task_id=task.task_id,
+                token=task.token,
+                ttl_ms=(task.token_expires_ns - now_ns) // MILLISECOND_NS,
+            ),
+        )
+
+    def _ask_for_digests(self, task: Task) -> None:
+        """After a restart nobody told us the digests of what others hold whole."""
+        if task.digests_asked is not None or not task.covered:
+            return
+        unlisted = [piece for piece in (0,) if piece not in task.listed]
+        if len(task.listed) >= task.covered.bit_count() and not unlisted:
+            return
+        connected = [
+            host_id
+            for host_id in task.holders
+            if (host := self._state.hosts.get(host_id)) is not None and host.session is not None
+        ]
+        if connected:
+            best = max(connected, key=lambda host_id: task.holders[host_id].bit_count())
+            task.digests_asked = best
+            self._state.send(best, msg.DigestsWanted(task_id=task.task_id))
+
+    # ------------------------------------------------------------ parents
+
+    def push_parents(self) -> None:
+        """Tells newcomers of the swarm and the swarm of newcomers. At the end of every event."""
+        if not self._new_parents:
+            return
+        for collection_id, newcomers in self._new_parents.items():
+            collection = self._state.collections.get(collection_id)
+            if collection is None:
+                continue
+            candidates = self._candidates(collection)
+            for host_id in collection.members:
+                added = candidates if host_id in newcomers else list(newcomers)
+                self._name_parents(collection, host_id, added)
+        self._new_parents.clear()
+
+    def _candidates(self, collection: Collection) -> list[HostId]:
+        """Everybody who has something of the collection, or soon will."""
+        candidates: dict[HostId, None] = dict(collection.members)
+        for source_id in collection.sources:
+            source = self._state.sources.get(source_id)
+            task = None
+            if source is not None and source.task_id is not None:
+                task = self._state.tasks.get(source.task_id)
+            if task is None:
+                continue
+            candidates.update(dict.fromkeys(task.wanted))
+            candidates.update(dict.fromkeys(task.holders))
+        return list(candidates)
+
+    def _name_parents(
+        self, collection: Collection, host_id: HostId, candidates: list[HostId]
+    ) -> None:
+        told = collection.told.setdefault(host_id, {})
+        room = self._state.limits.parents_max - len(told)
+        fresh = [
+            other
+            for other in candidates
+            if other != host_id
+            and other not in told
+            and (host := self._state.hosts.get(other)) is not None
+            and host.session is not None
+        ]
+        while len(fresh) > max(0, room):
+            # Which ones is drawn: hosts with the same few parents would starve together.
+            fresh.pop(int(self._state.dice.random() * len(fresh)))
+        if not fresh:
+            return
+        for other in fresh:
+            told[other] = None
+            self._let_in(collection, other)
+        self._state.send(
+            host_id,
+            msg.Parents(
+                collection_id=collection.collection_id,
+                added=tuple(self._as_parent(self._state.hosts[other]) for other in fresh),
+            ),
+        )
+
+    def _let_in(self, collection: Collection, holder: HostId) -> None:
+        """A holder must know the token that will be shown to it."""
+        for source_id in collection.sources:
+            source = self._state.sources.get(source_id)
+            if source is None or source.task_id is None:
+                continue
+            task = self._state.tasks.get(source.task_id)
+            if task is not None and (holder in task.holders or holder in task.wanted):
+                self._tell_token(task, holder)
+
+    @staticmethod
+    def _as_parent(host: Host) -> msg.Parent:
+        return msg.Parent(host_id=host.host_id, addresses=host.addresses, zone=host.info.zone)
+
+    def leave(self, collection: Collection, host_id: HostId) -> None:
+        """A host wants a collection no longer; as a holder it stays known to the others."""
+        collection.members.pop(host_id, None)
+        collection.told.pop(host_id, None)
+
+    def host_back(self, host_id: HostId) -> None:
+        """A host has a new stream: it knows nothing of what was told to the old one."""
+        for task in self._state.tasks.values():
+            task.tokens_told.pop(host_id, None)
+            if task.digests_asked == host_id:
+                task.digests_asked = None
+        for collection in self._state.collections.values():
+            collection.told.pop(host_id, None)
+            # Its address may be another one now, and what it holds may help everybody again.
+            for others in collection.told.values():
+                others.pop(host_id, None)
+            if any(
+                (source := self._state.sources.get(source_id)) is not None
+                and source.task_id in self._state.hosts[host_id].holdings
+                for source_id in collection.sources
+            ):
+                self._new_parents.setdefault(collection.collection_id, {})[host_id] = None
+
+    def host_gone(self, host_id: HostId) -> None:
+        """A host is gone for good: the others need not try it any more."""
+        for collection in self._state.collections.values():
+            for member, told in collection.told.items():
+                if told.pop(host_id, 0) is None:
+                    self._state.send(
+                        member,
+                        msg.Parents(collection_id=collection.collection_id, removed=(host_id,)),
+                    )
+        for task in self._state.tasks.values():
+            task.tokens_told.pop(host_id, None)
+            if task.digests_asked == host_id:
+                task.digests_asked = None
+            if host_id in task.holders:
+                self.lost(task, host_id)
+
+    # ------------------------------------------------------------ holdings
+
+    def holds(self, task: Task, host_id: HostId, new: int) -> None:
+        """A host holds more of a task."""
+        if not new:
+            return
+        task.holders[host_id] = task.holders.get(host_id, 0) | new
+        task.covered |= new
+        self._state.hosts[host_id].holdings[task.task_id] = None
+
+    def lost(self, task: Task, host_id: HostId) -> None:
+        """A host holds nothing of a task any more."""
+        task.holders.pop(host_id, None)
+        task.sealed.pop(host_id, None)
+        host = self._state.hosts.get(host_id)
+        if host is not None:
+            host.holdings.pop(task.task_id, None)
+        covered = 0
+        for held in task.holders.values():
+            covered |= held
+        task.covered = covered
+
+    # ------------------------------------------------------------ digests
+
+    def listed(self, task: Task) -> None:
+        """New digests of a task are known."""
+        if task.fresh:
+            self._fresh[task.task_id] = task
+            if self._push_due_ns is None:
+                due_ns = max(self._state.now_ns, self._last_push_ns + DIGEST_PUSH_INTERVAL_NS)
+                self._push_due_ns = due_ns
+                self._state.wake_at(due_ns)
+
+    def push_digests_if_due(self) -> None:
+        """Sends fresh digests to everybody who fetches the task. At the end of every event."""
+        if self._push_due_ns is None or self._state.now_ns < self._push_due_ns:
+            return
+        self._push_due_ns = None
+        self._last_push_ns = self._state.now_ns
+        for task in self._fresh.values():
+            pieces, task.fresh = task.fresh, []
+            self._send_digests(task, list(task.wanted), pieces)
+        self._fresh.clear()
+
+    def _send_digests(self, task: Task, hosts: list[HostId], pieces: list[int]) -> None:
+        size = self._state.limits.digests_per_message_max
+        for start in range(0, len(pieces), size):
+            # One object for all hosts: the shell serialises it once.
+            message = msg.Digests(
+                task_id=task.task_id,
+                epoch=task.descriptor.epoch,
+                entries=tuple(
+                    (piece, stated.digest, stated.lease_number)
+                    for piece in pieces[start : start + size]
+                    if (stated := task.listed.get(piece)) is not None
+                ),
+            )
+            for host_id in hosts:
+                self._state.send(host_id, message)
