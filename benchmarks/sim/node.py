@@ -230,7 +230,9 @@ class SimNode:
         right = all(
             record.digest == self.world.origin.digest(piece) for piece, record in pieces.items()
         )
-        digest = (self.world.options.content_digest or "sha256:" + "ab" * 32) if right else "sha256:bad"
+        digest = (
+            (self.world.options.content_digest or "sha256:" + "ab" * 32) if right else "sha256:bad"
+        )
         self.later(
             STORE_NS,
             ev.ContentHashed,
@@ -292,9 +294,7 @@ class SimNode:
             if fetching.effect.connection_id == connection_id:
                 del self.fetching[request_id]
                 self.later(0, ev.FetchEnded, request_id=request_id, reason=Reason.PEER_LOST)
-        self.later(
-            0, ev.ParentClosed, connection_id=connection_id, reason=reason, detail="closed"
-        )
+        self.later(0, ev.ParentClosed, connection_id=connection_id, reason=reason, detail="closed")
 
     def child_gone(self, connection_id: ConnectionId) -> None:
         """A child closed its connection, or died."""
@@ -413,9 +413,7 @@ class SimNode:
 
     def _do_Announce(self, effect: fx.Announce) -> None:
         for connection_id in effect.connection_ids:
-            self._tell_child(
-                connection_id, ev.ParentHave, task_id=effect.task_id, new=effect.new
-            )
+            self._tell_child(connection_id, ev.ParentHave, task_id=effect.task_id, new=effect.new)
 
     def _do_Withdraw(self, effect: fx.Withdraw) -> None:
         for connection_id in effect.connection_ids:

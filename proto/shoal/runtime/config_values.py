@@ -41,7 +41,7 @@ _UNITS_NS: Final = {
     "ns": 1, "us": 1000, "ms": MILLISECOND_NS, "s": SECOND_NS,
     "m": 60 * SECOND_NS, "h": 3600 * SECOND_NS, "d": 86400 * SECOND_NS,
 }  # fmt: skip
-_NUMBER: Final = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)")
+_NUMBER: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)")
 _BITS: Final = re.compile(r"[KMGT]i?b")
 _TRUTHS: Final = {"true": True, "yes": True, "on": True, "1": True,
                   "false": False, "no": False, "off": False, "0": False}  # fmt: skip

@@ -66,19 +66,21 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
-    def debug(self, message: str, **fields: object) -> None:
+    def debug(self, message: str, /, **fields: object) -> None:
         """What only a developer wants to read."""
         self._write(logging.DEBUG, message, fields)
 
-    def info(self, message: str, **fields: object) -> None:
+    def info(self, message: str, /, **fields: object) -> None:
         """What an operator wants to read."""
         self._write(logging.INFO, message, fields)
 
-    def warning(self, message: str, **fields: object) -> None:
+    def warning(self, message: str, /, **fields: object) -> None:
         """What went wrong and was dealt with."""
         self._write(logging.WARNING, message, fields)
 
-    def error(self, message: str, *, error: BaseException | None = None, **fields: object) -> None:
+    def error(
+        self, message: str, /, *, error: BaseException | None = None, **fields: object
+    ) -> None:
         """What went wrong for good; with `error`, where it came from."""
         self._write(logging.ERROR, message, fields, error)
 

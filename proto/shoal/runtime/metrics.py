@@ -45,14 +45,10 @@ class Metrics:
             self._prefix + name, help, labels, registry=self._registry, buckets=buckets
         )
 
-    def mirror_counters(self, help: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Shows numbers that are counted elsewhere (in a core), read when somebody scrapes. Each
-        name becomes a counter."""
-        self._registry.register(_Mirror(self._prefix, help, read, CounterMetricFamily))
-
-    def mirror_gauges(self, help: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """The same for numbers that rise and fall."""
-        self._registry.register(_Mirror(self._prefix, help, read, GaugeMetricFamily))
+    def mirror(self, help: str, read: Callable[[], Mapping[str, int]]) -> None:
+        """Shows numbers that are kept elsewhere (in a core), read when somebody scrapes. Names
+        that end in `_total` become counters, all others gauges."""
+        self._registry.register(_Mirror(self._prefix, help, read))
 
     def render(self) -> bytes:
         """All metrics as `CONTENT_TYPE`."""
@@ -60,20 +56,14 @@ class Metrics:
 
 
 class _Mirror(Collector):
-    def __init__(
-        self,
-        prefix: str,
-        help: str,
-        read: Callable[[], Mapping[str, int]],
-        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
-    ) -> None:
+    def __init__(self, prefix: str, help: str, read: Callable[[], Mapping[str, int]]) -> None:
         self._prefix = prefix
         self._help = help
         self._read = read
-        self._family = family
 
     def collect(self) -> Iterable[Metric]:
         """The present numbers."""
         for name, value in self._read().items():
-            key = self._prefix + name.replace("-", "_").replace(".", "_")
-            yield self._family(key, f"{self._help}: {name}", value=value)
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            words = name.removesuffix("_total").replace("_", " ")
+            yield family(self._prefix + name, f"{self._help}: {words}", value=value)

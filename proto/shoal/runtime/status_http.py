@@ -21,7 +21,8 @@ CONNECTIONS_MAX: Final = 32
 CONNECTION_LIFE_S: Final = 15.0
 """Nobody needs longer for one request; an idle connection is not kept."""
 
-SHUTDOWN_S: Final = 0.5
+SHUTDOWN_S: Final = 0.1
+"""How long answers that are being written may still take."""
 
 
 class StatusServer:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -47,6 +47,18 @@ class InlineOffload(Offload):
         return function(*args)
 
 
+class Running(Protocol):
+    """A coroutine that a supervisor runs. Nobody need wait for it, so it is no awaitable."""
+
+    def cancel(self) -> bool:
+        """Asks it to end; it ends with its clean-up done, some turns of the loop later."""
+        ...
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+
 class Supervisor:
     """Owner of background coroutines. A coroutine that raises is a programmer's error: the first
     such error is kept and ends `wait_failed()`; those that return or are cancelled are forgotten.
@@ -67,7 +79,7 @@ class Supervisor:
         """The first error that a coroutine ended with, if any did."""
         return self._failure
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
+    def spawn(self, coroutine: Coroutine[Any, Any, object], name: str) -> Running:
         """Starts a coroutine and keeps it until it ends. Raises RuntimeError once closed."""
         if self._closed:
             coroutine.close()
