@@ -94,6 +94,25 @@ class PeerEngine:
         """Checks every invariant, O(everything). AssertionError names the one that is broken."""
         validate(self.state, self._keeper, self._reads, self._uploads)
 
+    def progress(self, task_id: TaskId) -> tuple[int, int | None, int, int]:
+        """Of a task: bytes held, its size, and bytes read from the origin and from parents since
+        the start. Zeros for a task that is not known."""
+        task = self.state.tasks.get(task_id)
+        if task is None:
+            return 0, None, 0, 0
+        geometry = task.descriptor.geometry
+        held = geometry.held_bytes(task.held)
+        return held, geometry.size_bytes, task.origin_bytes, task.peer_bytes
+
+    def sealed_content(self, task_id: TaskId) -> tuple[int, str, bool]:
+        """Of a task: its size (-1 if it is not known here), its digest, and whether it is sealed."""
+        task = self.state.tasks.get(task_id)
+        if task is None:
+            return -1, "", False
+        size = task.descriptor.geometry.size_bytes
+        digest = task.descriptor.digest or task.computed_digest
+        return -1 if size is None else size, digest, task.phase is TaskPhase.SEALED
+
     def story(self, subject: str) -> list[tuple[int, str]]:
         """What happened to a task (by its id), as (now_ns, text), oldest first."""
         return list(self.state.stories.get(subject, ()))

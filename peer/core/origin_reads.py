@@ -134,7 +134,8 @@ class OriginReads:
                 outcome=outcome,
                 retry_after_ms=retry_after_ms,
                 detail=detail,
-            )
+            ),
+            urgent=not self._leases,
         )
 
     def _finish(

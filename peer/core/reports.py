@@ -16,10 +16,13 @@ from shoal.wire.control import (
     Report,
     Statement,
 )
-from shoal.wire.limits import STATEMENTS_PER_MESSAGE_MAX
+from shoal.wire.limits import MILLISECOND_NS, STATEMENTS_PER_MESSAGE_MAX
 
 HOLDINGS_MAX = 8192
 """Tasks told in one inventory; it must fit one control message of 4 MiB."""
+
+URGENT_INTERVAL_NS = 5 * MILLISECOND_NS
+"""Least time between reports when this host has nothing left to read under its leases."""
 
 
 class Outbox:
@@ -42,10 +45,11 @@ class Outbox:
         self._statements.append(statement)
         self._plan()
 
-    def end_lease(self, lease_end: LeaseEnd) -> None:
-        """A lease is used up or given back."""
+    def end_lease(self, lease_end: LeaseEnd, *, urgent: bool) -> None:
+        """A lease is used up or given back. `urgent`: it was the last one, reading pauses until
+        the scheduler knows."""
         self._lease_ends.append(lease_end)
-        self._plan()
+        self._plan(URGENT_INTERVAL_NS if urgent else None)
 
     def blame(self, blame: Blame) -> None:
         """A parent did wrong."""
@@ -148,11 +152,15 @@ class Outbox:
             )
         )
 
-    def _plan(self) -> None:
-        if self._due_ns is None and self._state.session is not None:
-            earliest = self._last_sent_ns + self._state.report_interval_ns
-            self._due_ns = max(self._state.now_ns, earliest)
-            self._state.wake_at(self._due_ns)
+    def _plan(self, interval_ns: int | None = None) -> None:
+        if self._state.session is None:
+            return
+        if interval_ns is None:
+            interval_ns = self._state.report_interval_ns
+        due_ns = max(self._state.now_ns, self._last_sent_ns + interval_ns)
+        if self._due_ns is None or due_ns < self._due_ns:
+            self._due_ns = due_ns
+            self._state.wake_at(due_ns)
 
     def _flush(self) -> None:
         self._due_ns = None

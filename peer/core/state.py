@@ -277,7 +277,9 @@ class PeerState:
         return RequestId(self._last_request_id)
 
     def wake_at(self, deadline_ns: int) -> None:
-        """Asks for a `Tick` at that time or soon after."""
+        """Asks for a `Tick` at that time or soon after. What is due now is done in this event."""
+        if deadline_ns <= self.now_ns:
+            return
         wake_ups = self._wake_ups
         if not wake_ups or deadline_ns < wake_ups[0] or len(wake_ups) < 4096:
             heapq.heappush(wake_ups, deadline_ns)

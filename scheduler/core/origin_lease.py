@@ -119,7 +119,9 @@ class LeaseOffice:
             geometry.held_bytes(self._state.leases[number].pieces) for number in reader.leases
         )
         run_bytes = geometry.run_pieces * geometry.piece_length_bytes
-        share_bytes = free.bit_count() * geometry.piece_length_bytes // (2 * readers)
+        # A lone reader has nobody to end together with; several leave room to even out.
+        parts = 2 * readers if readers > 1 else 1
+        share_bytes = free.bit_count() * geometry.piece_length_bytes // parts
         window = min(reader.window_bytes, max(share_bytes, run_bytes))
         window = max(window, self._state.limits.lease_window_runs_min * run_bytes)
         if outstanding and outstanding + run_bytes > window:

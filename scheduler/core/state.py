@@ -203,7 +203,9 @@ class SchedulerState:
         self._outgoing.pop(session, None)
 
     def wake_at(self, deadline_ns: int) -> None:
-        """Asks for a `Tick` at that time or soon after."""
+        """Asks for a `Tick` at that time or soon after. What is due now is done in this event."""
+        if deadline_ns <= self.now_ns:
+            return
         heapq.heappush(self._wake_ups, deadline_ns)
 
     def next_deadline_ns(self) -> int | None:

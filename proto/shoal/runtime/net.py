@@ -1,131 +1,184 @@
-"""Sockets for the piece plane: connecting, accepting, TLS handshakes. Decides nothing.
+"""Sockets: how they listen, how they are tuned, and how one of several addresses is found.
 
-Everything here works on raw non-blocking sockets, so that the caller owns them afterwards.
+Plain TCP helpers for connections that a daemon owns itself. Decides which of several attempts
+wins (the first that succeeds); knows nothing of what is spoken over a connection.
 """
 
 import asyncio
-import contextlib
+import errno
 import socket
-import ssl
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
 
-SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
-"""Asked of the kernel for both directions; enough for 25 Gb/s at 1 ms."""
+from shoal.wire.control import Address
+from shoal.wire.errors import ShoalError, UsageError
+from shoal.wire.limits import KIB
 
-HAPPY_EYEBALLS_DELAY_S: Final = 0.1
-"""Head start of each address over the next (RFC 8305 names 100 ms as the least)."""
+T = TypeVar("T")
+
+BACKLOG: Final = 512
+"""Connections not accepted yet: a whole swarm may come at once."""
+
+STAGGER_S: Final = 0.25
+"""Head start of an address over the next one: the "Connection Attempt Delay" that RFC 8305,
+section 8, recommends."""
+
+KEEPALIVE_IDLE_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 10
+KEEPALIVE_PROBES: Final = 3
+USER_TIMEOUT_MS: Final = 60_000
+"""Sent bytes that are not acknowledged for so long end a connection: its host is gone."""
+
+UNSENT_BYTES_MAX: Final = 512 * KIB
+"""What the kernel keeps unsent per connection: enough to keep a link busy between two turns of the
+event loop, and little enough that a small frame never waits behind megabytes."""
 
 
-def prepare(sock: socket.socket) -> None:
-    """Options that every piece connection has: no delay of small frames, and dead peers noticed."""
-    sock.settimeout(0)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+class AllFailed(ShoalError):
+    """No attempt of a race succeeded. `errors` holds what each of them raised, in order."""
+
+    def __init__(self, errors: list[ShoalError]) -> None:
+        super().__init__("; ".join(str(error) for error in errors) or "there is no address to try")
+        self.errors = errors
 
 
-async def connect_any(addresses: tuple[tuple[str, int], ...]) -> socket.socket:
-    """A connection to the first address that answers, each tried a little after the one before
-    (RFC 8305). Raises the last OSError if none does. The caller sets the time limit."""
-    assert addresses
-    attempts: list[asyncio.Task[socket.socket]] = []
-    error: OSError = OSError("no address")
-    waiting: set[asyncio.Task[socket.socket]] = set()
+def family_of(address: Address) -> socket.AddressFamily:
+    """IPv6 for an address with a colon, else IPv4."""
+    return socket.AF_INET6 if ":" in address.ip else socket.AF_INET
+
+
+def new_socket(address: Address) -> socket.socket:
+    """A non-blocking TCP socket of the address' family. Raises OSError."""
+    made = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made.setblocking(False)
+    return made
+
+
+def tune(connected: socket.socket) -> None:
+    """Sets what every connection between hosts has: no delay of small frames, little unsent in
+    the kernel, and a dead other side is noticed. Buffers are left to the kernel, which sizes them
+    by what the path can carry. Raises OSError."""
+    option = connected.setsockopt
+    option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    option(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+    option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def listen(address: Address) -> socket.socket:
+    """A non-blocking listening socket; port 0 stands for any free one. IPv6 listens for IPv6
+    alone, so that both families can be listened on side by side. Raises UsageError."""
     try:
-        for address in addresses:
-            attempt = asyncio.create_task(_connect(address))
-            attempts.append(attempt)
-            waiting.add(attempt)
-            last = address is addresses[-1]
-            timeout = None if last else HAPPY_EYEBALLS_DELAY_S
-            while waiting:
-                done, waiting = await asyncio.wait(
-                    waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                for task in done:
-                    failure = task.exception()
-                    if failure is None:
-                        attempts.remove(task)
-                        return task.result()
-                    if not isinstance(failure, OSError):
-                        raise failure
-                    error = failure
-        raise error
-    finally:
-        for attempt in attempts:
-            attempt.cancel()
-        for attempt in attempts:
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                (await attempt).close()
-
-
-async def _connect(address: tuple[str, int]) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+        made = new_socket(address)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {show(address)}: {error.strerror}") from error
     try:
-        prepare(sock)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind((address.ip, address.port))
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = ": another process has it; choose another port or 0 for any"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            hint = ": this machine has no such address"
+        raise UsageError(f"cannot listen on {show(address)}: {error.strerror}{hint}") from error
+    return made
 
 
-def listen(ip: str, port: int, backlog: int = 1024) -> socket.socket:
-    """A listening socket; port 0 picks one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.settimeout(0)
-        sock.bind((ip, port))
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def local_address(bound: socket.socket) -> Address:
+    """Where a socket is bound."""
+    name = bound.getsockname()
+    return Address(ip=name[0], port=name[1])
 
 
-async def start_tls(
-    sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, server_name: str | None
-) -> ssl.SSLSocket:
-    """Wraps a connected socket and shakes hands. Raises ssl.SSLError or OSError; the socket is
-    closed then. The caller sets the time limit."""
-    wrapped = context.wrap_socket(
-        sock,
-        server_side=server_side,
-        do_handshake_on_connect=False,
-        server_hostname=server_name,
-    )
-    try:
-        while True:
-            try:
-                wrapped.do_handshake()
-                return wrapped
-            except ssl.SSLWantReadError:
-                await _ready(wrapped, write=False)
-            except ssl.SSLWantWriteError:
-                await _ready(wrapped, write=True)
-    except BaseException:
-        wrapped.close()
-        raise
+def show(address: Address) -> str:
+    """An address as people write it."""
+    return f"[{address.ip}]:{address.port}" if ":" in address.ip else f"{address.ip}:{address.port}"
 
 
-async def _ready(sock: socket.socket, *, write: bool) -> None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    number = sock.fileno()
-    add, remove = (
-        (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
-    )
-    add(number, lambda: None if future.done() else future.set_result(None))
-    try:
-        await future
-    finally:
-        remove(number)
+def interleave(addresses: Sequence[Address]) -> list[Address]:
+    """Addresses in the given order with the families taking turns (RFC 8305, section 4): if one
+    family is broken, the second attempt already uses the other."""
+    first = [one for one in addresses if family_of(one) == family_of(addresses[0])]
+    second = [one for one in addresses if family_of(one) != family_of(addresses[0])]
+    mixed: list[Address] = []
+    for place in range(max(len(first), len(second))):
+        mixed += first[place : place + 1] + second[place : place + 1]
+    return mixed
+
+
+async def race(
+    attempts: Sequence[Callable[[], Awaitable[T]]],
+    discard: Callable[[T], None],
+    *,
+    stagger_s: float = STAGGER_S,
+) -> T:
+    """The result of the first attempt that succeeds. The next one starts when one fails or
+    `stagger_s` have passed; the losers are cancelled, and what they still gained is given to
+    `discard`. An attempt fails by raising a ShoalError. Raises AllFailed (RFC 8305, section 5).
+    """
+    return await _Race(attempts, discard, stagger_s).run()
+
+
+class _Race(Generic[T]):
+    def __init__(
+        self,
+        attempts: Sequence[Callable[[], Awaitable[T]]],
+        discard: Callable[[T], None],
+        stagger_s: float,
+    ) -> None:
+        self._attempts = attempts
+        self._discard = discard
+        self._stagger_s = stagger_s
+        self._running: dict[asyncio.Task[T], None] = {}
+        self._errors: list[ShoalError] = []
+
+    async def run(self) -> T:
+        try:
+            for attempt in self._attempts:
+                self._running[asyncio.ensure_future(_as_coroutine(attempt))] = None
+                last = attempt is self._attempts[-1]
+                failures = len(self._errors)
+                while self._running and (last or len(self._errors) == failures):
+                    done, _ = await asyncio.wait(
+                        self._running,
+                        timeout=None if last else self._stagger_s,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    for task in done:
+                        if self._won(task):
+                            return task.result()
+                    if not done:
+                        break
+            raise AllFailed(self._errors)
+        finally:
+            await self._end_losers()
+
+    def _won(self, task: asyncio.Task[T]) -> bool:
+        error = task.exception()
+        del self._running[task]
+        if error is None:
+            return True
+        if not isinstance(error, ShoalError):
+            raise error
+        self._errors.append(error)
+        return False
+
+    async def _end_losers(self) -> None:
+        losers = list(self._running)
+        for task in losers:
+            task.cancel()
+        for outcome in await asyncio.gather(*losers, return_exceptions=True):
+            if not isinstance(outcome, BaseException):
+                self._discard(outcome)
+
+
+async def _as_coroutine(attempt: Callable[[], Awaitable[T]]) -> T:
+    return await attempt()

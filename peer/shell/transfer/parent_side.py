@@ -32,9 +32,9 @@ from peer.core.events import (
     ServeEnded,
 )
 from peer.shell.store.errors import StoreError
-from peer.shell.transfer.channel import Channel, Lent, OutgoingPiece
-from peer.shell.transfer.receiver import Receiver
-from shoal.runtime import net
+from peer.shell.transfer.socket_channel import Channel, Lent, OutgoingPiece
+from peer.shell.transfer.frame_receiver import Receiver
+from peer.shell.transfer import sockets as net
 from shoal.runtime.clock import Clock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Supervisor

@@ -32,9 +32,9 @@ from peer.core.events import (
 )
 from peer.shell.buffers import BufferPool, PieceBuffer
 from peer.shell.store.errors import StoreError
-from peer.shell.transfer.channel import Channel
-from peer.shell.transfer.receiver import PayloadTarget, Receiver
-from shoal.runtime import net
+from peer.shell.transfer.socket_channel import Channel
+from peer.shell.transfer.frame_receiver import PayloadTarget, Receiver
+from peer.shell.transfer import sockets as net
 from shoal.runtime.clock import Clock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload, Supervisor

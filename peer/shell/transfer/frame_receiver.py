@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from peer.shell.transfer.channel import SLICE_BYTES, TURNS_MAX, Channel
+from peer.shell.transfer.socket_channel import SLICE_BYTES, TURNS_MAX, Channel
 from shoal.runtime.rates import RateLimiter
 from shoal.wire.errors import ProtocolError
 from shoal.wire.frames import Frame, FrameDecoder, Piece

@@ -1,0 +1,202 @@
+"""Every option of the peer daemon, with its unit, default and meaning. Decides nothing else."""
+
+# ruff: noqa: RUF009 - option() and section() return dataclasses.field()
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from peer.shell.api_socket import default_socket_path
+from shoal.runtime.config import option, section
+from shoal.runtime.config_values import Duration, Endpoint, Rate, Size
+from shoal.runtime.sections import LogSection, TlsSection, check_listen
+from shoal.wire.errors import UsageError
+from shoal.wire.limits import (
+    ADDRESSES_PER_HOST_MAX,
+    HOST_ID_CHARACTERS_MAX,
+    MIB,
+    MILLISECOND_NS,
+    SECOND_NS,
+)
+
+WORKERS_MAX: Final = 64
+
+
+def default_store_root() -> Path:
+    """Where the daemon keeps content: the machine's place for root, else the user's own."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/shoal")
+    return Path("~/.local/share/shoal").expanduser()
+
+
+def default_socket() -> Path:
+    """Where the daemon's local API listens."""
+    return default_socket_path(os.environ, os.geteuid())
+
+
+def default_workers() -> int:
+    """Threads for hashing and disk: more than this many cores one daemon cannot feed."""
+    return min(8, max(2, os.cpu_count() or 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSection:
+    """The content store."""
+
+    root: Path = option(
+        factory=default_store_root,
+        default_text="`/var/lib/shoal` as root, else `~/.local/share/shoal`",
+        help="Directory of the content store.",
+    )
+    capacity: Size = option(
+        Size(0), unit="bytes", help="Most bytes of content kept; 0: all that the file system has."
+    )
+    high_water_percent: int = option(
+        90, minimum=1, maximum=100, unit="%", help="Eviction begins when so much of it is used."
+    )
+    low_water_percent: int = option(
+        80, minimum=0, maximum=100, unit="%", help="Eviction ends when so much is still used."
+    )
+
+    def check(self) -> None:
+        """Raises UsageError if eviction could never end."""
+        if self.low_water_percent >= self.high_water_percent:
+            raise UsageError(
+                f"low_water_percent = {self.low_water_percent} must be below "
+                f"high_water_percent = {self.high_water_percent}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceSection:
+    """The exchange of pieces with other hosts."""
+
+    listen: Endpoint = option(
+        Endpoint("127.0.0.1", 0), help="Where other hosts fetch pieces; port 0: any free one."
+    )
+    advertise: tuple[Endpoint, ...] = option(
+        (),
+        help="IP addresses and ports told to other hosts, if they differ from what is listened "
+        "on; port 0 stands for the port listened on.",
+    )
+    upload_rate: Rate = option(
+        Rate(0), unit="bytes per second", help="Most payload sent to other hosts; 0: no limit."
+    )
+    download_rate: Rate = option(
+        Rate(0),
+        unit="bytes per second",
+        help="Most payload received from other hosts and the origin; 0: no limit.",
+    )
+    memory_budget: Size = option(
+        Size(128 * MIB), minimum=16 * MIB, unit="bytes", help="Memory for bytes in flight."
+    )
+    workers: int = option(
+        factory=default_workers,
+        default_text="cores, at least 2, at most 8",
+        minimum=1,
+        maximum=WORKERS_MAX,
+        unit="threads",
+        help="Threads that hash and write pieces.",
+    )
+
+    def check(self) -> None:
+        """Raises UsageError if other hosts could not use an advertised address."""
+        if len(self.advertise) > ADDRESSES_PER_HOST_MAX:
+            raise UsageError(f"advertise: more than {ADDRESSES_PER_HOST_MAX} addresses")
+        for endpoint in self.advertise:
+            if not endpoint.is_ip:
+                raise UsageError(f"advertise: {endpoint} is not an IP address with a port")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSection:
+    """The schedulers that this host belongs to."""
+
+    addresses: tuple[Endpoint, ...] = option(
+        (), help="Schedulers as host:port; without any, content comes from the origin alone."
+    )
+    embedded: bool = option(
+        default=False, help="Run a scheduler inside this process: for a small site."
+    )
+    embedded_listen: Endpoint = option(
+        Endpoint("127.0.0.1", 4001), help="Where the embedded scheduler listens."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSection:
+    """The local API that `shoal get` and other commands use."""
+
+    socket: Path = option(
+        factory=default_socket,
+        default_text="`/run/shoal/peer.sock` as root, else `$XDG_RUNTIME_DIR/shoal/peer.sock`",
+        help="Unix socket of the local API.",
+    )
+    group: str = option(
+        "", help="Users of this group may use the socket too; empty: the daemon's own user alone."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSection:
+    """Health checks and metrics over HTTP."""
+
+    listen: Endpoint | None = option(
+        Endpoint("127.0.0.1", 4003),
+        help="Where /healthz, /readyz and /metrics are served (plain HTTP, nothing secret); "
+        "empty: nowhere.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginSection:
+    """Reading from origins."""
+
+    connections_per_host: int = option(
+        8, minimum=1, maximum=256, help="Most connections to one origin host."
+    )
+    connections_total: int = option(
+        64, minimum=1, maximum=4096, help="Most connections to all origins together."
+    )
+    connect_timeout: Duration = option(
+        Duration(10 * SECOND_NS),
+        minimum=100 * MILLISECOND_NS,
+        help="A connection not made in this time counts as failed.",
+    )
+    stall_timeout: Duration = option(
+        Duration(30 * SECOND_NS),
+        minimum=100 * MILLISECOND_NS,
+        help="An origin that sends nothing for so long counts as failed.",
+    )
+    ca_file: Path | None = option(
+        None, help="CA certificates, PEM, trusted for origins beside the system's own."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """The peer daemon's configuration."""
+
+    environment_prefix: ClassVar[str] = "SHOAL_PEER"
+
+    host_id: str = option(
+        "", help="This host's id in the swarm; empty: made once and kept in the store."
+    )
+    zone: str = option("", help="Hosts with cheap bandwidth among them (a rack, a site).")
+    store: StoreSection = section(StoreSection)
+    piece: PieceSection = section(PieceSection)
+    scheduler: SchedulerSection = section(SchedulerSection)
+    api: ApiSection = section(ApiSection)
+    status: StatusSection = section(StatusSection)
+    origin: OriginSection = section(OriginSection)
+    tls: TlsSection = section(TlsSection)
+    log: LogSection = section(LogSection)
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict one another."""
+        if len(self.host_id) > HOST_ID_CHARACTERS_MAX:
+            raise UsageError(f"host_id: more than {HOST_ID_CHARACTERS_MAX} characters")
+        check_listen("piece.listen", self.piece.listen, self.tls)
+        if self.scheduler.embedded:
+            check_listen("scheduler.embedded_listen", self.scheduler.embedded_listen, self.tls)

@@ -1,0 +1,204 @@
+"""Cutting one origin body into pieces and storing them.
+
+Bytes go from the connection into a pooled buffer of one piece; while the next piece is received,
+the last ones are hashed and written off the loop. At most `PIECES_STORING_MAX` pieces are being
+stored beside the one being received, so that a slow disk slows the origin down and nothing piles
+up. Pieces are told in rising order, each as soon as it and all before it are stored. Decides
+nothing: an error ends the run, and what was stored until then stays.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from peer.core.effects import ReadOrigin
+from peer.core.events import PieceRecord
+from peer.shell.origin.base import OriginBody, OriginError
+from shoal.runtime.rates import RateLimiter
+from shoal.runtime.tasks import Offload
+from shoal.wire.digest import piece_digest
+from shoal.wire.errors import Reason
+from shoal.wire.ids import TaskId
+from shoal.wire.limits import KIB
+
+PIECES_STORING_MAX: Final = 2
+"""Two hide the disk's and the hash's latency; more would only hold memory."""
+
+RECEIVE_BYTES_MAX: Final = 256 * KIB
+"""Most bytes taken from the connection between two looks at the rate limit."""
+
+
+class HeldBuffer(Protocol):
+    """Memory for one piece."""
+
+    @property
+    def view(self) -> memoryview:
+        """Exactly as many bytes as were asked for."""
+        ...
+
+    def release(self) -> None:
+        """Gives the memory back."""
+        ...
+
+
+class Buffers(Protocol):
+    """The daemon's budget of memory for bytes in flight."""
+
+    async def acquire(self, length_bytes: int) -> HeldBuffer:
+        """Memory for a piece, once there is some."""
+        ...
+
+
+class PieceSink(Protocol):
+    """Where pieces are written; called in threads. Errors are ShoalErrors with a `reason`."""
+
+    def write_piece(
+        self, task_id: TaskId, piece: int, epoch: int, data: memoryview, record: PieceRecord
+    ) -> None:
+        """Writes one verified piece."""
+        ...
+
+
+Stored = Callable[[int, bytes, int], None]
+"""Told of each stored piece in rising order: piece, digest, length in bytes."""
+
+
+class PieceRun:
+    """The run of one `ReadOrigin`. Use: `await run(body)`, then in any case `await settle()`."""
+
+    def __init__(
+        self,
+        effect: ReadOrigin,
+        *,
+        store: PieceSink,
+        buffers: Buffers,
+        offload: Offload,
+        limiter: RateLimiter,
+        stored: Stored,
+    ) -> None:
+        self._effect = effect
+        self._geometry = effect.descriptor.geometry
+        self._store = store
+        self._buffers = buffers
+        self._offload = offload
+        self._limiter = limiter
+        self._stored = stored
+        self._storing: set[asyncio.Task[None]] = set()
+        self._ready: dict[int, tuple[bytes, int]] = {}
+        self._next_piece = effect.first_piece
+        self._failure: BaseException | None = None
+
+    async def run(self, body: OriginBody) -> int | None:
+        """Receives and stores every piece of the run. Returns the content's size if it was not
+        known and its end was found. Raises OriginError and the store's errors."""
+        await self._skip(body)
+        effect, geometry = self._effect, self._geometry
+        end_piece = end_of(effect)
+        piece = effect.first_piece
+        size_bytes: int | None = None
+        while size_bytes is None and (end_piece is None or piece < end_piece):
+            await self._wait_storing(PIECES_STORING_MAX - 1)
+            length = geometry.length_bytes(piece)
+            buffer = await self._buffers.acquire(length)
+            try:
+                filled = await self._fill(body, buffer.view)
+                if filled < length:
+                    size_bytes = geometry.offset_bytes(piece) + filled
+                elif geometry.size_bytes is not None and piece + 1 == end_piece:
+                    await body.finish()
+            except BaseException:
+                buffer.release()
+                raise
+            if filled == 0:
+                buffer.release()
+            else:
+                self._begin_storing(piece, buffer, filled)
+            piece += 1
+        await self._wait_storing(0)
+        return size_bytes
+
+    async def settle(self) -> None:
+        """Waits until nothing is being stored any more, even if it is cancelled meanwhile: pieces
+        must not be told of after the read's end. Raises CancelledError only."""
+        cancelled: asyncio.CancelledError | None = None
+        while self._storing:
+            try:
+                await asyncio.wait(self._storing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _skip(self, body: OriginBody) -> None:
+        left = body.skip_bytes
+        if left == 0:
+            return
+        buffer = await self._buffers.acquire(min(left, RECEIVE_BYTES_MAX))
+        try:
+            while left:
+                filled = await self._fill(body, buffer.view[:left])
+                if filled == 0:
+                    raise OriginError(
+                        Reason.ORIGIN_CHANGED,
+                        "the content changed: it ends before bytes that it had when the download "
+                        "began; start the download again",
+                    )
+                left -= filled
+        finally:
+            buffer.release()
+
+    async def _fill(self, body: OriginBody, view: memoryview) -> int:
+        """Fills the view unless the body ends before; returns how far."""
+        filled = 0
+        while filled < len(view):
+            count = await body.receive_into(view[filled : filled + RECEIVE_BYTES_MAX])
+            if count == 0:
+                break
+            filled += count
+            await self._limiter.acquire(count)
+        return filled
+
+    async def _wait_storing(self, down_to: int) -> None:
+        while len(self._storing) > down_to and self._failure is None:
+            await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
+        if self._failure is not None:
+            raise self._failure
+
+    def _begin_storing(self, piece: int, buffer: HeldBuffer, length_bytes: int) -> None:
+        # These tasks are never cancelled: a thread works on the buffer until it is done.
+        task = asyncio.create_task(self._keep(piece, buffer, length_bytes))
+        self._storing.add(task)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._storing.discard(task)
+        if task.cancelled():
+            self._failure = OriginError(Reason.SHUTTING_DOWN, "the daemon is shutting down")
+        elif (error := task.exception()) is not None:
+            self._failure = self._failure or error
+
+    async def _keep(self, piece: int, buffer: HeldBuffer, length_bytes: int) -> None:
+        try:
+            digest = await self._offload(self._digest_and_write, piece, buffer.view[:length_bytes])
+        finally:
+            buffer.release()
+        self._ready[piece] = (digest, length_bytes)
+        while (ready := self._ready.pop(self._next_piece, None)) is not None:
+            self._stored(self._next_piece, *ready)
+            self._next_piece += 1
+
+    def _digest_and_write(self, piece: int, data: memoryview) -> bytes:
+        effect = self._effect
+        descriptor = effect.descriptor
+        digest = piece_digest(descriptor.piece_digest, data)
+        record = PieceRecord(digest=digest, lease_number=effect.lease_number, read_here=True)
+        self._store.write_piece(descriptor.task_id, piece, descriptor.epoch, data, record)
+        return digest
+
+
+def end_of(effect: ReadOrigin) -> int | None:
+    """The piece behind the last one of a read; None where only the content's end will tell."""
+    if effect.piece_count is not None:
+        return effect.first_piece + effect.piece_count
+    geometry = effect.descriptor.geometry
+    return None if geometry.size_bytes is None else geometry.piece_count

@@ -1,0 +1,131 @@
+"""Sockets for the piece plane: connecting, accepting, TLS handshakes. Decides nothing.
+
+Everything here works on raw non-blocking sockets, so that the caller owns them afterwards.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import Final
+
+SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
+"""Asked of the kernel for both directions; enough for 25 Gb/s at 1 ms."""
+
+HAPPY_EYEBALLS_DELAY_S: Final = 0.1
+"""Head start of each address over the next (RFC 8305 names 100 ms as the least)."""
+
+
+def prepare(sock: socket.socket) -> None:
+    """Options that every piece connection has: no delay of small frames, and dead peers noticed."""
+    sock.settimeout(0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+async def connect_any(addresses: tuple[tuple[str, int], ...]) -> socket.socket:
+    """A connection to the first address that answers, each tried a little after the one before
+    (RFC 8305). Raises the last OSError if none does. The caller sets the time limit."""
+    assert addresses
+    attempts: list[asyncio.Task[socket.socket]] = []
+    error: OSError = OSError("no address")
+    waiting: set[asyncio.Task[socket.socket]] = set()
+    try:
+        for address in addresses:
+            attempt = asyncio.create_task(_connect(address))
+            attempts.append(attempt)
+            waiting.add(attempt)
+            last = address is addresses[-1]
+            timeout = None if last else HAPPY_EYEBALLS_DELAY_S
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    failure = task.exception()
+                    if failure is None:
+                        attempts.remove(task)
+                        return task.result()
+                    if not isinstance(failure, OSError):
+                        raise failure
+                    error = failure
+        raise error
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for attempt in attempts:
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                (await attempt).close()
+
+
+async def _connect(address: tuple[str, int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        prepare(sock)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(ip: str, port: int, backlog: int = 1024) -> socket.socket:
+    """A listening socket; port 0 picks one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.settimeout(0)
+        sock.bind((ip, port))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def start_tls(
+    sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, server_name: str | None
+) -> ssl.SSLSocket:
+    """Wraps a connected socket and shakes hands. Raises ssl.SSLError or OSError; the socket is
+    closed then. The caller sets the time limit."""
+    wrapped = context.wrap_socket(
+        sock,
+        server_side=server_side,
+        do_handshake_on_connect=False,
+        server_hostname=server_name,
+    )
+    try:
+        while True:
+            try:
+                wrapped.do_handshake()
+                return wrapped
+            except ssl.SSLWantReadError:
+                await _ready(wrapped, write=False)
+            except ssl.SSLWantWriteError:
+                await _ready(wrapped, write=True)
+    except BaseException:
+        wrapped.close()
+        raise
+
+
+async def _ready(sock: socket.socket, *, write: bool) -> None:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    number = sock.fileno()
+    add, remove = (
+        (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+    )
+    add(number, lambda: None if future.done() else future.set_result(None))
+    try:
+        await future
+    finally:
+        remove(number)

@@ -1,0 +1,1 @@
+"""Fakes: stand-ins for the outside world that tests control."""
