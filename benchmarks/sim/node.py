@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECONNECT_NS = 200 * MILLISECOND_NS
 STORE_NS = MILLISECOND_NS // 10
-HASH_RATE_BYTES_S = 1_000_000_000
+ACTIVE_NS = 500 * MILLISECOND_NS
 
 
 @dataclass(slots=True)
@@ -438,6 +438,13 @@ class SimNode:
         elif self.lie == "header":
             record = ev.PieceRecord(b"L" * 16, record.lease_number, read_here=False)
         self._served(effect, sent_ns - world.now_ns, None)
+        for step in range(1, (sent_ns - world.now_ns) // ACTIVE_NS + 1):
+            if sent_ns - step * ACTIVE_NS >= sent_ns - up_ns:
+                child.later(
+                    sent_ns - step * ACTIVE_NS - world.now_ns,
+                    ev.ParentActive,
+                    connection_id=effect.connection_id,
+                )
 
         def arrive() -> None:
             child.receive(

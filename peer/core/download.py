@@ -214,8 +214,13 @@ class TaskKeeper:
                 reason=reason,
             )
         )
-        self._outbox.blame(Blame(host_id=host_id, task_id=task.task_id, piece=piece, reason=reason))
+        self.accuse(task, piece, host_id, reason)
         self._on_false(host_id, reason)
+
+    def accuse(self, task: Task, piece: int, host_id: HostId, reason: Reason) -> None:
+        """Tells the scheduler that a parent did not give a piece, or gave it wrong: where nobody
+        else holds it, it has to come from the origin again."""
+        self._outbox.blame(Blame(host_id=host_id, task_id=task.task_id, piece=piece, reason=reason))
 
     def listed(self, digests: Digests) -> None:
         """The scheduler tells piece digests: confirms held pieces, convicts liars."""

@@ -141,6 +141,7 @@ class PeerEngine:
             ev.ParentRefused: self._parents.refused,
             ev.ParentHave: self._parents.have,
             ev.ParentWithdrew: self._parents.withdrew,
+            ev.ParentActive: self._parents.active,
             ev.FetchEnded: self._fetcher.ended,
             ev.ChildOpened: self._uploads.opened,
             ev.ChildClosedTask: self._uploads.closed_task,

@@ -249,6 +249,14 @@ class ParentWithdrew(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParentActive(Event):
+    """Payload is arriving from the parent. Told at most twice a second, and only while a piece
+    takes longer than that: what tells a slow parent from a stalled one."""
+
+    connection_id: ConnectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchEnded(Event):
     """The one answer to `FetchPiece`. `reason` None: received, verified against the header's (and
     where given the expected) digest, and written."""
@@ -389,6 +397,7 @@ AnyEvent = (
     | ParentRefused
     | ParentHave
     | ParentWithdrew
+    | ParentActive
     | FetchEnded
     | ChildOpened
     | ChildClosedTask

@@ -182,7 +182,7 @@ class Fetcher:
     def _patience_ns(self, link: Link) -> int:
         limits = self._state.limits
         if link.rate_bytes_s <= 0.0:
-            return limits.request_timeout_max_ns // 3
+            return limits.request_timeout_min_ns
         expected_ns = int(link.queued_bytes / link.rate_bytes_s * SECOND_NS)
         patience_ns = limits.request_timeout_factor * expected_ns
         return max(limits.request_timeout_min_ns, min(limits.request_timeout_max_ns, patience_ns))
@@ -275,16 +275,16 @@ class Fetcher:
             if fetch is None:
                 continue
             link = fetch.link
-            last_ns = max(fetch.sent_ns, link.last_end_ns)
-            if now_ns - last_ns < self._state.limits.request_timeout_min_ns and (
-                fetch.deadline_ns < fetch.sent_ns + self._state.limits.request_timeout_max_ns
-            ):
+            quiet_ns = now_ns - max(fetch.sent_ns, link.last_active_ns)
+            too_late = now_ns - fetch.sent_ns >= self._state.limits.request_timeout_max_ns
+            if quiet_ns < self._state.limits.request_timeout_min_ns and not too_late:
                 # The parent does send, only more slowly than it did: give it more time.
                 fetch.deadline_ns = now_ns + self._patience_ns(link)
                 heapq.heappush(self._deadlines, (fetch.deadline_ns, request_id))
                 self._state.wake_at(fetch.deadline_ns)
                 continue
             self._state.tell(fetch.task.task_id, f"piece {fetch.piece}: {link.host_id} stalled")
+            self._keeper.accuse(fetch.task, fetch.piece, link.host_id, Reason.PEER_STALLED)
             self._cancel(fetch)
             if link.quarantined_until_ns <= now_ns:
                 self._parents.strike(link.host_id, Reason.PEER_STALLED)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from peer.core.effects import CloseChannel, Connect, Disconnect, Noted, OpenChannel
 from peer.core.events import (
+    ParentActive,
     ParentClosed,
     ParentConnected,
     ParentConnectFailed,
@@ -213,7 +214,6 @@ class ParentTable:
         link.channels.clear()
         link.phase = LinkPhase.IDLE
         link.connection_id = None
-        link.queued_bytes = 0
         if link.collections and event.reason is not Reason.CANCELLED:
             self.strike(link.host_id, event.reason)
         self.refresh()
@@ -303,6 +303,12 @@ class ParentTable:
                 )
             )
 
+    def active(self, event: ParentActive) -> None:
+        """Payload arrives from a parent: it is not stalled."""
+        link = self._state.links_by_connection.get(event.connection_id)
+        if link is not None:
+            link.last_active_ns = self._state.now_ns
+
     def delivered(self, link: Link, length_bytes: int, sent_ns: int) -> None:
         """A piece came from a parent: its measured rate follows (an exponential average)."""
         now_ns = self._state.now_ns
@@ -312,7 +318,7 @@ class ParentTable:
             link.rate_bytes_s = sample
         else:
             link.rate_bytes_s += RATE_GAIN * (sample - link.rate_bytes_s)
-        link.last_end_ns = now_ns
+        link.last_end_ns = link.last_active_ns = now_ns
         link.received_bytes += length_bytes
 
     def tick(self) -> None:

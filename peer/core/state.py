@@ -153,6 +153,7 @@ class Link:
     rate_bytes_s: float = 0.0
     round_trip_ns: int = 0
     last_end_ns: int = 0
+    last_active_ns: int = 0
     strikes: int = 0
     last_strike_ns: int = 0
     quarantined_until_ns: int = 0

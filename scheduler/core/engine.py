@@ -28,6 +28,8 @@ REPORT_INTERVAL_PER_HOST_NS = 1 * MILLISECOND_NS
 """Reports per second over all hosts stay near a thousand, however many they are."""
 
 REFUSED_RETRY_MS = 5_000
+BLAMES_MAX = 3
+"""Reports of wrong content after which nothing that a host claims to hold counts."""
 
 
 class SchedulerEngine:
@@ -375,7 +377,17 @@ class SchedulerEngine:
         blamed = self.state.hosts.get(blame.host_id)
         if blamed is None:
             return
-        blamed.blamed += 1
+        task = self.state.tasks.get(blame.task_id)
+        if task is not None and blame.host_id != host_id:
+            wrong = blame.reason is not Reason.PEER_STALLED
+            blamed.blamed += wrong
+            # One who lied often is not believed in anything.
+            everything = task.holders.get(blame.host_id, 0)
+            doubted = everything if blamed.blamed >= BLAMES_MAX else 1 << blame.piece
+            if self._swarms.doubt(task, blame.host_id, doubted):
+                self._leases.changed(task)
+        if blame.reason is Reason.PEER_STALLED:
+            return
         self.state.effects.append(
             Noted(
                 kind="blamed",
@@ -404,6 +416,7 @@ class SchedulerEngine:
             return
         if checked.passed:
             task.sealed[host_id] = None
+            self._leases.name_liars(task)
             geometry = task.descriptor.geometry
             if geometry.size_bytes is not None:
                 self._swarms.holds(task, host_id, geometry.all_pieces)
@@ -425,22 +438,27 @@ class SchedulerEngine:
     @staticmethod
     def _same_twice(task: Task) -> bool:
         """A whole second reading by other hosts gave the same pieces: the origin is what it is."""
-        if not task.old_listed:
+        if not task.old_lists:
             return False
         return all(
             (stated := task.listed.get(piece)) is not None and stated.digest == old.digest
-            for piece, old in task.old_listed.items()
+            for piece, old in task.old_lists[-1].items()
         )
 
     def _void(self, task: Task, host_id: HostId, detail: str) -> None:
-        task.old_listed = task.listed
+        task.old_lists.append(task.listed)
         task.listed = {}
+        # One host alone reads everything now, the one that complained if it did not before.
+        choices = [host_id, *(other for other in task.wanted if other != host_id)]
+        task.sole_reader = next((h for h in choices if h not in task.sole_readers), None)
+        if task.sole_reader is not None:
+            task.sole_readers[task.sole_reader] = None
         task.fresh = []
         epoch = task.descriptor.epoch + 1
         task.descriptor = replace(task.descriptor, epoch=epoch)
         self._leases.void(task)
-        task.holders.clear()
-        task.covered = 0
+        for holder in list(task.holders):
+            self._swarms.lost(task, holder)
         task.digests_asked = None
         self.state.effects.append(
             Noted(

@@ -105,6 +105,8 @@ class LeaseOffice:
             eligible.append(host_id)
             if len(eligible) == self._state.limits.origin_hosts_max:
                 break
+        if task.sole_reader in eligible:
+            return [task.sole_reader]
         return eligible
 
     def _grant_next(self, task: Task, host_id: HostId, readers: int) -> bool:
@@ -127,23 +129,12 @@ class LeaseOffice:
         if outstanding and outstanding + run_bytes > window:
             return False
         part_bytes = max(run_bytes, min(window - outstanding, max(window // 2, run_bytes)))
-        mine = self._not_stated_before(task, host_id, free, readers)
-        first = bitfield.lowest(mine)
+        first = bitfield.lowest(free)
         count = min(
-            bitfield.prefix(mine >> first), max(1, part_bytes // geometry.piece_length_bytes)
+            bitfield.prefix(free >> first), max(1, part_bytes // geometry.piece_length_bytes)
         )
         self._give(task, host_id, reader, first, count)
         return True
-
-    @staticmethod
-    def _not_stated_before(task: Task, host_id: HostId, free: int, readers: int) -> int:
-        """In a new epoch other hosts read the pieces again, where there are others."""
-        if not task.old_listed or readers < 2:
-            return free
-        for piece, stated in task.old_listed.items():
-            if stated.host_id == host_id and (free & ~(1 << piece)):
-                free &= ~(1 << piece)
-        return free
 
     def _grant_sequential(self, task: Task, eligible: list[HostId]) -> None:
         host_id = eligible[int(self._state.dice.random() * len(eligible))]
@@ -228,8 +219,11 @@ class LeaseOffice:
         elif task.leased & bit or statement.piece in task.listed:
             # A lease that was taken back, or an old one: the present holder's word counts.
             return
-        if statement.piece in task.listed:
+        known = task.listed.get(statement.piece)
+        if known is not None and known.digest == statement.digest:
             return
+        # Another digest under a later lease: the earlier copy was lost or doubted, and so is its
+        # digest. If both are wrong the whole digest will tell.
         self._list(task, statement.piece, statement.digest, statement.lease_number, host_id)
 
     def _list(
@@ -237,31 +231,37 @@ class LeaseOffice:
     ) -> None:
         task.listed[piece] = Stated(digest, number, host_id)
         task.fresh.append(piece)
-        before = task.old_listed.get(piece)
-        if before is not None and before.digest != digest and before.host_id != host_id:
-            self._name_liar(task, piece, before.host_id)
 
-    def _name_liar(self, task: Task, piece: int, liar: HostId) -> None:
-        # One message per liar and epoch: forget its other old statements.
-        for other in [p for p, stated in task.old_listed.items() if stated.host_id == liar]:
-            del task.old_listed[other]
-        self._state.effects.append(
-            Noted(
-                kind="blamed",
-                text=f"stated a wrong digest for piece {piece} in the epoch before",
-                host_id=liar,
-                task_id=task.task_id,
-                reason=Reason.PEER_CORRUPT,
+    def name_liars(self, task: Task) -> None:
+        """The epoch's whole digest has passed: whoever stated otherwise before was wrong."""
+        liars: dict[HostId, int] = {}
+        for old in task.old_lists:
+            for piece, stated in old.items():
+                now = task.listed.get(piece)
+                if now is not None and now.digest != stated.digest:
+                    liars.setdefault(stated.host_id, piece)
+        task.old_lists.clear()
+        task.sole_reader = None
+        for liar, piece in liars.items():
+            self._state.effects.append(
+                Noted(
+                    kind="blamed",
+                    text=f"stated a wrong digest, among others for piece {piece}",
+                    host_id=liar,
+                    task_id=task.task_id,
+                    reason=Reason.PEER_CORRUPT,
+                )
             )
+            reader = task.readers.get(liar)
+            if reader is not None:
+                reader.excluded = True
+        if not liars:
+            return
+        message = msg.EpochVoided(
+            task_id=task.task_id, epoch=task.descriptor.epoch, liars=tuple(liars)
         )
-        reader = task.readers.get(liar)
-        if reader is not None:
-            reader.excluded = True
         for host_id in task.wanted:
-            self._state.send(
-                host_id,
-                msg.EpochVoided(task_id=task.task_id, epoch=task.descriptor.epoch, liars=(liar,)),
-            )
+            self._state.send(host_id, message)
 
     def listed_by_holder(self, host_id: HostId, answer: msg.DigestList) -> None:
         """A holder tells digests that this scheduler does not know (it was restarted)."""

@@ -113,12 +113,18 @@ class Task:
     """Hosts that fetch it now."""
     holders: dict[HostId, int] = field(default_factory=dict)
     sealed: dict[HostId, None] = field(default_factory=dict)
+    doubted: dict[HostId, int] = field(default_factory=dict)
+    """Pieces that a holder claims and did not give, or gave wrong, as others reported."""
     listed: dict[int, Stated] = field(default_factory=dict)
-    old_listed: dict[int, Stated] = field(default_factory=dict)
-    """Of the epoch before, to find out who stated wrong digests."""
+    old_lists: list[dict[int, Stated]] = field(default_factory=list)
+    """Of the epochs before, to find out who stated wrong digests."""
+    sole_reader: HostId | None = None
+    """After a mismatch one host reads everything, so that it is known whose reading is checked."""
+    sole_readers: dict[HostId, None] = field(default_factory=dict)
+    """All that were it."""
     leased: int = 0
     covered: int = 0
-    """Pieces that some host holds."""
+    """Pieces that some host holds and nobody doubts."""
     readers: dict[HostId, Reader] = field(default_factory=dict)
     tokens_told: dict[HostId, int] = field(default_factory=dict)
     fresh: list[int] = field(default_factory=list)
@@ -133,6 +139,13 @@ class Task:
     def task_id(self) -> TaskId:
         """The task's id."""
         return self.descriptor.task_id
+
+    def recount(self) -> None:
+        """Works out anew what is covered."""
+        covered = 0
+        for host_id, held in self.holders.items():
+            covered |= held & ~self.doubted.get(host_id, 0)
+        self.covered = covered
 
 
 @dataclass(slots=True)

@@ -210,7 +210,7 @@ class Swarms:
         if not new:
             return
         task.holders[host_id] = task.holders.get(host_id, 0) | new
-        task.covered |= new
+        task.covered |= new & ~task.doubted.get(host_id, 0)
         self._state.hosts[host_id].holdings[task.task_id] = None
 
     def lost(self, task: Task, host_id: HostId) -> None:
@@ -220,10 +220,19 @@ class Swarms:
         host = self._state.hosts.get(host_id)
         if host is not None:
             host.holdings.pop(task.task_id, None)
-        covered = 0
-        for held in task.holders.values():
-            covered |= held
-        task.covered = covered
+        task.doubted.pop(host_id, None)
+        task.recount()
+
+    def doubt(self, task: Task, host_id: HostId, pieces: int) -> bool:
+        """A holder did not give pieces that it claims, or gave them wrong: they count as held only
+        if somebody else holds them. Whether that uncovered any."""
+        held = task.holders.get(host_id, 0)
+        if not held & pieces:
+            return False
+        task.doubted[host_id] = task.doubted.get(host_id, 0) | pieces
+        before = task.covered
+        task.recount()
+        return task.covered != before
 
     # ------------------------------------------------------------ digests
 

@@ -38,8 +38,8 @@ def _validate_task(state: SchedulerState, task: Task) -> None:
     assert leased == task.leased, "S7: leased pieces do not balance"
     assert sequential <= 1, "S1: two sequential leases"
     covered = 0
-    for held in task.holders.values():
-        covered |= held
+    for host_id, held in task.holders.items():
+        covered |= held & ~task.doubted.get(host_id, 0)
     assert covered == task.covered, "covered pieces do not balance"
     for host_id in task.wanted:
         assert host_id in state.hosts, "a host that is gone wants a task"

@@ -76,8 +76,9 @@ class PeerLimits:
     duplicate_requests_max: int = 2
     """Copies of one piece asked for at once in the endgame."""
     request_timeout_min_ns: int = 2 * SECOND_NS
-    """No request is given up earlier, however fast the parent was."""
-    request_timeout_max_ns: int = 30 * SECOND_NS
+    """A parent from which nothing came for so long is stalled, however slow it was."""
+    request_timeout_max_ns: int = 120 * SECOND_NS
+    """No request is waited for longer, even if its bytes drip in."""
     request_timeout_factor: int = 6
     """Times the time that the parent's measured rate lets expect."""
     quarantine_corrupt_ns: int = 30 * SECOND_NS
