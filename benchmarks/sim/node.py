@@ -352,11 +352,18 @@ class SimNode:
             requests=(effect.request_id,),
         )
 
-    def receive(self, request_id: RequestId, reason: Reason | None, **fields: object) -> None:
-        """A parent answered a request."""
-        fetching = self.fetching.pop(request_id, None)
-        if fetching is None:
+    def receive(
+        self,
+        connection_id: ConnectionId,
+        request_id: RequestId,
+        reason: Reason | None,
+        **fields: object,
+    ) -> None:
+        """A parent answered a request, unless the connection broke meanwhile."""
+        fetching = self.fetching.get(request_id)
+        if fetching is None or fetching.effect.connection_id != connection_id:
             return
+        del self.fetching[request_id]
         effect = fetching.effect
         if reason is None:
             record = fields["record"]
@@ -448,6 +455,7 @@ class SimNode:
 
         def arrive() -> None:
             child.receive(
+                effect.connection_id,
                 RequestId(effect.child_request),
                 None,
                 record=record,
@@ -485,7 +493,9 @@ class SimNode:
         if child is not None:
             self.world.after(
                 self.world.options.latency_ns,
-                lambda: child.receive(RequestId(request), reason, retry_after_ms=retry_after_ms),
+                lambda: child.receive(
+                    connection_id, RequestId(request), reason, retry_after_ms=retry_after_ms
+                ),
             )
 
     def _do_SendBusy(self, effect: fx.SendBusy) -> None:

@@ -420,6 +420,21 @@ class TaskKeeper:
         self._drop(task, task.held)
         self.fail(task, Reason.DIGEST_MISMATCH, detail)
 
+    def false_content(self, task: Task, detail: str) -> None:
+        """The content is not what its digest says, and there is no use in reading it again."""
+        if task.phase not in (TaskPhase.SEALED, TaskPhase.FAILED, TaskPhase.REMOVING):
+            self._drop(task, task.held)
+            self.fail(task, Reason.DIGEST_MISMATCH, detail)
+
+    def judge_lost(self) -> None:
+        """The scheduler is gone: contents that wait for its word on a mismatch fail."""
+        for task in list(self._state.tasks.values()):
+            expected = task.descriptor.digest
+            if task.phase is TaskPhase.CHECKING and expected is not None and task.computed_digest:
+                self.false_content(
+                    task, f"the content has the digest {task.computed_digest}, not {expected}"
+                )
+
     def sealed(self, event: TaskSealed) -> None:
         """The store wrote down that the content is whole and right."""
         task = self._state.tasks.get(event.task_id)

@@ -67,6 +67,7 @@ class PeerEngine:
             on_attached=self._attached,
             on_unwatched=self._unwatched,
             on_collection_over=self._collection_over,
+            on_false_content=self._keeper.false_content,
         )
         self._removals: dict[TaskId, list[RequestId]] = {}
         self._handlers: dict[type[Any], Callable[[Any], None]] = self._event_handlers()
@@ -105,7 +106,7 @@ class PeerEngine:
         return held, geometry.size_bytes, task.origin_bytes, task.peer_bytes
 
     def sealed_content(self, task_id: TaskId) -> tuple[int, str, bool]:
-        """Of a task: its size (-1 if it is not known here), its digest, and whether it is sealed."""
+        """Of a task: its size (-1 if not known here), its digest, and whether it is sealed."""
         task = self.state.tasks.get(task_id)
         if task is None:
             return -1, "", False
@@ -313,6 +314,7 @@ class PeerEngine:
         self.state.session = None
         self.state.session_lost_ns = event.now_ns
         self._outbox.reset()
+        self._keeper.judge_lost()
         self._wishes.session_lost()
         jitter_ns = int(self.state.dice.random() * self.state.limits.orphan_origin_jitter_ns)
         for task in self.state.tasks.values():

@@ -61,12 +61,14 @@ class Wishes:
         on_attached: Callable[[Task, Download], None],
         on_unwatched: Callable[[Task], None],
         on_collection_over: Callable[[Collection], None],
+        on_false_content: Callable[[Task, str], None],
     ) -> None:
         self._state = state
         self._describe = describe
         self._on_attached = on_attached
         self._on_unwatched = on_unwatched
         self._on_collection_over = on_collection_over
+        self._on_false_content = on_false_content
         self._stats: dict[tuple[SourceId, str], _Stat] = {}
         self._verdicts: dict[tuple[SourceId, str], int] = {}
         """When each accepted (source, credential) expires."""
@@ -451,6 +453,10 @@ class Wishes:
 
     def source_failed(self, message: SourceFailed) -> None:
         """The scheduler gave a source up."""
+        task_id = self.task_of(message.source_id)
+        task = None if task_id is None else self._state.tasks.get(task_id)
+        if task is not None and message.reason is Reason.DIGEST_MISMATCH:
+            self._on_false_content(task, message.detail)
         self._fail_source(message.source_id, message.reason, message.detail)
 
     def _fail_source(self, source_id: SourceId, reason: Reason, detail: str) -> None:
@@ -460,7 +466,7 @@ class Wishes:
             if wish is None or wish.ended:
                 continue
             task = None if wish.task_id is None else self._state.tasks.get(wish.task_id)
-            if task is not None and task.complete:
+            if task is not None and task.complete and reason is not Reason.DIGEST_MISMATCH:
                 continue  # All its bytes are here: the check will tell.
             self._end_wish(download, wish, reason, detail)
             self._end_if_over(download)

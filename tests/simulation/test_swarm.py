@@ -162,17 +162,10 @@ def test_a_leaseholder_that_lies_voids_the_epoch_and_is_named() -> None:
 
 def test_a_wrong_digest_from_the_user_fails_with_that_reason() -> None:
     world = make_world(2)
-    world.origin.validator = "not what the digest says"
-    right = world.origin.digest
-
-    def other(piece: int) -> bytes:
-        return right(piece)[::-1]
-
     for node in world.nodes.values():
         node.lie = "origin"  # Both read the same bytes, and both find them wrong.
     want_all(world)
     finish(world)
-    del other
     for node in world.nodes.values():
         assert node.reason is Reason.DIGEST_MISMATCH
 
@@ -192,9 +185,7 @@ def test_a_slow_parent_does_not_hold_the_tail() -> None:
     world.nodes[HostId("node-2")].rate_bytes_s = 100_000
     start_s = world.now_ns / 1e9
     for node in world.nodes.values():
-        if node.host_id != "node-2":
-            node.want()
-    world.nodes[HostId("node-2")].want()
+        node.want(origin_allowed=node.host_id != "node-2")
     assert world.run(
         until=lambda: all(n.ended for n in world.nodes.values() if n.host_id != "node-2"),
         limit_s=60,

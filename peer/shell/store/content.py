@@ -112,7 +112,6 @@ class ContentStore:
             shelf=shelf,
             rehasher=self._rehasher,
             metadata=metadata,
-            disown=lambda: journal.flush(durably=True, release=False),
         )
         return _Running(
             metadata=metadata,

@@ -47,10 +47,9 @@ class Journal:
         self._on_commit = on_commit
         self._writing = threading.Lock()
 
-    def flush(self, *, durably: bool = False, release: bool = True) -> None:
+    def flush(self, *, durably: bool = False) -> None:
         """Commits everything noted so far. `durably`: it survives a loss of power when this
-        returns. `release`: sealed tasks' records need not stay in memory. Raises StoreError; then
-        all of it is still to be written."""
+        returns. Raises StoreError; then all of it is still to be written."""
         with self._writing:
             with self._shelf.changed:
                 collected = self._collect()
@@ -64,7 +63,7 @@ class Journal:
                 doing = f"writing {self._metadata.path}"
                 raise from_sqlite_error(error, doing) from error
             with self._shelf.changed:
-                self._committed(collected, durably, release)
+                self._committed(collected, durably)
             if self._on_commit is not None:
                 self._on_commit(durably)
 
@@ -113,9 +112,9 @@ class Journal:
             if not task.removed:
                 shelf.dirty[task.number] = task
 
-    def _committed(self, collected: Collected, durably: bool, release: bool) -> None:
+    def _committed(self, collected: Collected, durably: bool) -> None:
         shelf = self._shelf
-        for task, _, _, _ in collected.tasks if release else ():
+        for task, _, _, _ in collected.tasks:
             if task.seal is not None and not task.journal_pieces:
                 # A sealed content's records are seldom asked for: the database has them.
                 task.records = None

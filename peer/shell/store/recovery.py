@@ -6,7 +6,7 @@ theirs. Decides nothing but which pieces are still right. Raises OSError, StoreE
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,10 +40,7 @@ class Doubt:
 
 
 class Recovery:
-    """Settles doubts. The caller keeps others from opening, sealing or removing the tasks.
-
-    `disown` makes the database forget, durably, what the shelf does not call durable any more.
-    """
+    """Settles doubts. The caller keeps others from opening, sealing or removing the tasks."""
 
     def __init__(
         self,
@@ -53,14 +50,12 @@ class Recovery:
         shelf: Shelf,
         metadata: Metadata,
         rehasher: Rehasher,
-        disown: Callable[[], None],
     ) -> None:
         self._files = files
         self._handles = handles
         self._shelf = shelf
         self._metadata = metadata
         self._rehasher = rehasher
-        self._disown = disown
 
     def settle(self, doubts: Sequence[Doubt]) -> None:
         """Re-hashes what is doubtful. Afterwards every held piece of these tasks is right, and no
@@ -143,17 +138,14 @@ class Recovery:
         return fresh
 
     def _replace(self, task: HeldTask, fresh: Path) -> None:
-        with self._shelf.changed:
-            # What was durable was so in the old file. Lifting the seal has disowned it; that must
-            # last before another file has the name.
-            assert not task.durable
-            task.named = False
-            self._shelf.note(task)
-        self._disown()
+        # Lifting the seal has taken back what was called durable: that was so in the old file. If
+        # the database should not come to know, the new file still is not the one that was sealed.
+        assert not task.durable
         self._files.rename(fresh, task.slot.path)
         self._handles.retire(task.slot)
         with self._shelf.changed:
             task.slot = FileSlot(task.slot.path)
+            task.named = False
 
     def cut_anew(self, task: HeldTask, descriptor: TaskDescriptor) -> None:
         """A sealed content gets other pieces: computes their digests. Raises StoreError if it
