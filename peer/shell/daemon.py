@@ -9,9 +9,8 @@ import os
 import secrets
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from peer.shell.api import LocalApi
 from peer.shell.config import PeerConfig
@@ -93,6 +92,23 @@ def node_options(config: PeerConfig, *, schedulers: tuple[str, ...]) -> NodeOpti
     )
 
 
+class Embedded(Protocol):
+    """What the daemon needs of a scheduler in the same process."""
+
+    @property
+    def address(self) -> Endpoint:
+        """Where it listens."""
+        ...
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        ...
+
+    async def close(self) -> None:
+        """Ends."""
+        ...
+
+
 class PeerDaemon:
     """One peer daemon. `embedded` makes a scheduler in the same process: given by the command
     line, which alone may see both daemons. `ready` is told addresses once everything listens."""
@@ -101,7 +117,7 @@ class PeerDaemon:
         self,
         config: PeerConfig,
         *,
-        embedded: "Callable[[], Embedded] | None" = None,
+        embedded: Callable[[], Embedded] | None = None,
         ready: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._config = config
@@ -234,7 +250,7 @@ class PeerDaemon:
         while loop.time() < end and any(
             child.serving for child in node.driver.engine.state.children.values()
         ):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - once, at the end of the process
+            await asyncio.sleep(0.05)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises what made it fail."""
@@ -259,25 +275,3 @@ class PeerDaemon:
                 loop.remove_signal_handler(number)
             await self.close()
         self._log.info("peer stopped")
-
-
-class Embedded:
-    """What the daemon needs of a scheduler in the same process."""
-
-    @property
-    def address(self) -> Endpoint:
-        """Where it listens."""
-        raise NotImplementedError
-
-    async def start(self) -> None:
-        """Begins to serve."""
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Ends."""
-        raise NotImplementedError
-
-
-def with_socket(config: PeerConfig, socket: Path) -> PeerConfig:
-    """The configuration with another local socket."""
-    return replace(config, api=replace(config.api, socket=socket))

@@ -125,9 +125,9 @@ class SchedulerDaemon:
         if self._status is not None:
             await self._status.close()
 
-    async def run(self) -> None:
+    async def run(self, on_started: Callable[[], None] | None = None) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises UsageError if it cannot start, and
-        the error of a part that failed."""
+        the error of a part that failed. `on_started` is called once everything listens."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         signals = (signal.SIGTERM, signal.SIGINT)
@@ -135,6 +135,8 @@ class SchedulerDaemon:
             loop.add_signal_handler(number, stop.set)
         try:
             await self.start()
+            if on_started is not None:
+                on_started()
             await self._until(stop)
         finally:
             # A second signal during the drain ends the process at once.

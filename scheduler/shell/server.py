@@ -19,9 +19,9 @@ from scheduler.core.events import AnyEvent, FromHost, HostConnected, HostDisconn
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
 from shoal.runtime.control_codec import decode_host_batch, pack_entries, parse_host_batch
+from shoal.runtime.grpc_tls import grpc_server_credentials
 from shoal.runtime.logs import Log
 from shoal.runtime.sections import TlsSection
-from shoal.runtime.tls import grpc_server_credentials
 from shoal.wire.errors import ProtocolError, Reason, UsageError
 from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX, MIB
 

@@ -140,6 +140,8 @@ class FakeFiles:
                     if safe or dice.random() >= lose:
                         _set_length(inodes[number], size)
                         inodes[number].allocated_bytes = allocated
+                case _:
+                    pass  # Syncs and marks, and names that did not last.
         return disk
 
     # ------------------------------------------------------------ Files

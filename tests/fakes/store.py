@@ -1,16 +1,20 @@
 """Tasks and contents for tests of the content store."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
 from peer.core.events import PieceRecord, StoredTask
 from peer.shell.store.content import ContentStore
+from peer.shell.store.errors import StoreError
 from peer.shell.store.space import SpaceLimits
 from shoal.runtime.files import Files
 from shoal.wire import bitfield
 from shoal.wire.control import TaskDescriptor
 from shoal.wire.digest import piece_digest
+from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import LeaseNumber, SourceId, TaskId
 
@@ -128,3 +132,15 @@ def check_truth(store: ContentStore, files: Files, stored: StoredTask, data: byt
             assert bytes(buffer) == own, f"piece {piece} is held with wrong bytes"
             assert stored.records[piece].digest == piece_digest(descriptor.piece_digest, own)
     assert set(stored.records) == set(bitfield.pieces(stored.held))
+
+
+@contextmanager
+def tolerating(*reasons: Reason) -> Iterator[list[StoreError]]:
+    """The block may end with a StoreError of these reasons; which it was is put into the list."""
+    caught: list[StoreError] = []
+    try:
+        yield caught
+    except StoreError as error:
+        if error.reason not in reasons:
+            raise
+        caught.append(error)

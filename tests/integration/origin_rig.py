@@ -18,7 +18,6 @@ from peer.shell.origin.base import Origins
 from peer.shell.origin.http import HttpOptions, HttpOrigin
 from peer.shell.origin.reader import OriginReader
 from peer.shell.origin.request import OriginRequest
-from peer.shell.store.errors import StoreError
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import InlineOffload, Offload, Supervisor
@@ -116,12 +115,20 @@ class CountedBuffers:
 
     out: int = 0
     out_max: int = 0
+    _taken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def acquire(self, length_bytes: int) -> CountedBuffer:
         """Always has some memory."""
         self.out += 1
         self.out_max = max(self.out_max, self.out)
+        self._taken.set()
         return CountedBuffer(self, length_bytes)
+
+    async def wait_out(self, count: int) -> None:
+        """Waits until so many buffers are out at once."""
+        while self.out < count:
+            self._taken.clear()
+            await self._taken.wait()
 
 
 class Rig:
@@ -200,9 +207,10 @@ async def rig(
     *,
     offload: Offload | None = None,
     limiter: RateLimiter | None = None,
+    crashes: bool = False,
     **options: object,
 ) -> AsyncIterator[Rig]:
-    """A rig that is closed at the end, and in which nothing crashed."""
+    """A rig that is closed at the end, and in which nothing crashed unless expected."""
     async with http_origin(**options) as origin:
         one = Rig(origin, request, offload=offload, limiter=limiter)
         try:
@@ -210,7 +218,7 @@ async def rig(
         finally:
             await one.reader.close()
             await one.supervisor.close()
-        assert one.supervisor.failure is None
+        assert (one.supervisor.failure is not None) == crashes
         assert one.buffers.out == 0
 
 
@@ -243,9 +251,3 @@ def read_effect(
         piece_count=piece_count,
         lease_number=LeaseNumber(7),
     )
-
-
-def store_error(error: StoreError, piece: int, store: MemoryStore) -> None:
-    """Lets the store fail on a piece."""
-    store.fail_on = piece
-    store.failure = error

@@ -16,8 +16,8 @@ from scheduler.shell.server import ControlServer, ServerLimits
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.config_values import Endpoint, SecretFile
 from shoal.runtime.control_codec import scheduler_entry
+from shoal.runtime.grpc_tls import grpc_channel_credentials
 from shoal.runtime.sections import TlsSection
-from shoal.runtime.tls import grpc_channel_credentials
 from shoal.wire.control import Leave, SourceFailed, StatWanted
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.ids import CollectionId, SourceId
@@ -52,16 +52,6 @@ def tls(host: str, ca: str = "trusted") -> TlsSection:
         key=SecretFile(CERTIFICATES / f"{host}.key"),
         ca=CERTIFICATES / f"{ca}-ca.pem",
     )
-
-
-@pytest.fixture(
-    params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"]
-)
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """Both loops that the daemon may run on: gRPC meets each in its own way."""
-    policy = request.param()
-    assert isinstance(policy, asyncio.AbstractEventLoopPolicy)
-    return policy
 
 
 @pytest.fixture
@@ -335,6 +325,33 @@ async def test_hosts_that_come_and_go_leave_nothing(
     assert connects >= 20
     await events.wait(HostDisconnected, connects)
     assert server.session_count == 0
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_the_daemons_own_event_loop_serves_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def scenario() -> None:
+        events = Events()
+        server = ControlServer(
+            listen=ANY_PORT, tls=TlsSection(), clock=MonotonicClock(), post=events.post
+        )
+        await server.start()
+        async with connected(server.address) as first, connected(server.address) as second:
+            await first.send(hello())
+            session = (await events.wait(FromHost)).session
+            await second.send(hello())
+            await events.wait(FromHost, 2)
+            server.send(session, [scheduler_entry(stat_wanted("1")), large(500_000)])
+            batch = await first.read()
+            assert batch is not None
+            assert batch[0] == stat_wanted("1")
+            first.call.cancel()
+            await events.wait(HostDisconnected)
+            await server.close()
+            assert (await second.ended())[0] is grpc.StatusCode.UNAVAILABLE
+
+    uvloop.run(scenario())
     assert [record.getMessage() for record in caplog.records] == []
 
 

@@ -7,7 +7,7 @@ outside (through a hard link) is not lent: its seal is lifted. Decides nothing e
 from collections.abc import Callable
 from types import TracebackType
 
-from peer.shell.store.errors import StoreError, from_os_error
+from peer.shell.store.errors import StoreError, from_os_error, unknown_task
 from peer.shell.store.handles import Handles, OpenFile
 from peer.shell.store.held import HeldTask, Shelf
 from peer.shell.store.recovery import same_file
@@ -80,6 +80,8 @@ class Lender:
             opened = self._handles.take(task.slot)
         except OSError as error:
             self._returned(task)
+            if task.removed:
+                raise unknown_task(task_id) from error
             raise from_os_error(error, f"opening {task.slot.path}") from error
         try:
             self.check(task, opened.fd)

@@ -56,6 +56,8 @@ class PieceWriter:
         except BaseException as error:
             with shelf.changed:
                 self._end(task, piece)
+            if isinstance(error, OSError) and task.removed:
+                raise unknown_task(task_id) from error
             if isinstance(error, OSError):
                 doing = f"writing piece {piece} to {task.slot.path}"
                 raise from_os_error(error, doing) from error

@@ -1,4 +1,4 @@
-"""Mutual TLS from files: contexts for sockets, credentials for gRPC.
+"""Mutual TLS from files: contexts for sockets (`grpc_tls` has the credentials for gRPC).
 
 Both sides show a certificate that the configured CA signed. A scheduler is checked against the
 name or address that it was configured by; a host between hosts is known by its id, which its
@@ -46,29 +46,19 @@ def common_name(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
     return ""
 
 
-def grpc_server_credentials(tls: TlsSection) -> "grpc.ServerCredentials":
-    """Credentials of a gRPC server that demands a certificate of every client. Raises UsageError
-    for bad files."""
-    import grpc
-
-    # gRPC reports bad files late and by a number; the standard library finds them now.
+def pem_files(tls: TlsSection) -> tuple[bytes, bytes, bytes]:
+    """Contents of the certificate, key and CA files, after the same checks that contexts make.
+    Raises UsageError for bad files."""
     server_context(tls)
-    certificate, key, ca = _pem(tls)
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=ca, require_client_auth=True
-    )
+    certificate, key, ca = _files(tls)
+    return _readable("tls.certificate", certificate), key.read(), _readable("tls.ca", ca)
 
 
 def grpc_channel_credentials(tls: TlsSection) -> "grpc.ChannelCredentials":
-    """Credentials of a gRPC client that shows its own certificate. Raises UsageError for bad
-    files."""
-    import grpc
+    """The former home of `shoal.runtime.grpc_tls.grpc_channel_credentials`: call it there."""
+    from shoal.runtime import grpc_tls
 
-    client_context(tls)
-    certificate, key, ca = _pem(tls)
-    return grpc.ssl_channel_credentials(
-        root_certificates=ca, private_key=key, certificate_chain=certificate
-    )
+    return grpc_tls.grpc_channel_credentials(tls)
 
 
 def _load(context: ssl.SSLContext, tls: TlsSection) -> None:
@@ -95,15 +85,6 @@ def _files(tls: TlsSection) -> tuple[Path, SecretFile, Path]:
     if tls.certificate is None or tls.key is None or tls.ca is None:
         raise UsageError("TLS needs tls.certificate, tls.key and tls.ca")
     return tls.certificate, tls.key, tls.ca
-
-
-def _pem(tls: TlsSection) -> tuple[bytes, bytes, bytes]:
-    certificate, key, ca = _files(tls)
-    return (
-        _readable("tls.certificate", certificate),
-        key.read(),
-        _readable("tls.ca", ca),
-    )
 
 
 def _readable(name: str, path: Path) -> bytes:

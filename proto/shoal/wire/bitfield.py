@@ -15,31 +15,23 @@ def mask_of(first: int, count: int) -> int:
 
 
 def pieces(mask: int) -> Iterator[int]:
-    """Every piece of a mask, in rising order."""
-    base = 0
-    while mask:
-        word = mask & 0xFFFF_FFFF_FFFF_FFFF
+    """Every piece of a mask, in rising order. Linear: shifting the whole mask for every word
+    would cost a task of a million pieces hundreds of milliseconds."""
+    data = to_bytes(mask)
+    for start in range(0, len(data), 8):
+        word = int.from_bytes(data[start : start + 8], "little")
+        below = 8 * start - 1
         while word:
             low = word & -word
-            yield base + low.bit_length() - 1
+            yield below + low.bit_length()
             word ^= low
-        mask >>= 64
-        base += 64
 
 
 def ranges(mask: int) -> list[tuple[int, int]]:
     """The mask as (first piece, count) of each stretch of consecutive pieces, rising."""
-    found: list[tuple[int, int]] = []
-    base = 0
-    while mask:
-        skip = (mask & -mask).bit_length() - 1
-        mask >>= skip
-        base += skip
-        count = prefix(mask)
-        found.append((base, count))
-        mask >>= count
-        base += count
-    return found
+    # A bit that differs from the one below it begins a stretch or stands right behind its end.
+    edges = pieces(mask ^ (mask << 1))
+    return [(first, end - first) for first, end in zip(edges, edges, strict=True)]
 
 
 def from_ranges(stretches: Iterable[tuple[int, int]], piece_count_max: int) -> int:

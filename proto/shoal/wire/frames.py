@@ -30,7 +30,6 @@ PEER_VERSION_MAX: Final = 1
 NONCE_BYTES: Final = 16
 _LENGTH: Final = struct.Struct(">I")
 _U63: Final = (1 << 63) - 1
-_PAYLOAD_BYTES_MAX: Final = 8 * PIECE_LENGTH_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +332,7 @@ _PARSERS: Final[dict[int, Callable[[list[Any]], Frame]]] = {
     10: lambda f: Reject(_integer(f[1]), _reason(f[2])),
     11: lambda f: Piece(
         _integer(f[1]),
-        _integer(f[2], _PAYLOAD_BYTES_MAX),
+        _integer(f[2], PIECE_LENGTH_BYTES_MAX),
         _binary(f[3], 64),
         _integer(f[4]),
         _integer(f[5]),

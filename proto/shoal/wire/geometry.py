@@ -125,10 +125,10 @@ def choose_geometry(size_bytes: int | None, piece_length_bytes: int | None = Non
 
 def check_piece_length(piece_length_bytes: int) -> int:
     """Returns a legal piece length as it is; raises UsageError for any other."""
-    legal = PIECE_LENGTH_BYTES_MIN <= piece_length_bytes <= 8 * PIECE_LENGTH_BYTES_MAX
+    legal = PIECE_LENGTH_BYTES_MIN <= piece_length_bytes <= PIECE_LENGTH_BYTES_MAX
     if not legal or piece_length_bytes & (piece_length_bytes - 1):
         raise UsageError(
             f"piece length {piece_length_bytes} bytes: must be a power of two from "
-            f"{PIECE_LENGTH_BYTES_MIN // KIB} KiB to {8 * PIECE_LENGTH_BYTES_MAX // KIB} KiB"
+            f"{PIECE_LENGTH_BYTES_MIN // KIB} KiB to {PIECE_LENGTH_BYTES_MAX // KIB} KiB"
         )
     return piece_length_bytes

@@ -236,9 +236,7 @@ def test_unknown_size_grows_and_is_sealed(store: ContentStore, root: Path) -> No
     store.open_task(open_ended)
     for piece in range(3):
         own = part(open_ended, data, piece)
-        store.write_piece(
-            open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own)
-        )
+        store.write_piece(open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own))
     assert store.open_task(open_ended).held == 0b011, "nobody can tell how long piece 2 is"
     stored = store.open_task(describe(size_bytes=len(data)))
     assert stored.held == 0b111
@@ -252,9 +250,7 @@ def test_a_size_found_drops_pieces_that_do_not_fit(store: ContentStore, root: Pa
     store.open_task(open_ended)
     for piece in range(4):
         own = part(open_ended, data, piece)
-        store.write_piece(
-            open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own)
-        )
+        store.write_piece(open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own))
     stored = store.open_task(describe(size_bytes=2 * PIECE_BYTES + 1))
     assert stored.held == 0b011, "piece 2 is too long, piece 3 lies behind the end"
     assert file_of(root, "a").stat().st_size == 2 * PIECE_BYTES + 1
@@ -333,9 +329,7 @@ def test_unknown_size_after_a_restart_keeps_full_pieces(root: Path) -> None:
     store.open_task(open_ended)
     for piece in range(2):
         own = part(open_ended, data, piece)
-        store.write_piece(
-            open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own)
-        )
+        store.write_piece(open_ended.task_id, piece, 1, memoryview(own), record_of(open_ended, own))
     store.close()
     store = open_store(root)
     _, (stored,) = store.load()

@@ -14,7 +14,6 @@ import pytest
 
 from peer.core.events import StoredTask
 from peer.shell.store.content import ContentStore
-from shoal.wire.control import TaskDescriptor
 from shoal.wire.ids import TaskId
 from tests.fakes.files import FakeFiles
 from tests.fakes.store import (
@@ -89,9 +88,6 @@ class CrashLab:
                 shutil.copy(self._saved / str(commit) / name, self.root / name)
         disk = self.files.after_power_loss(point, dice, lose=lose)
         return self.open(disk), disk
-
-
-Truth = Callable[[TaskDescriptor], tuple[bytes, ...]]
 
 
 def check_all_crashes(
@@ -193,12 +189,16 @@ def test_crash_around_a_new_epoch(tmp_path: Path) -> None:
     assert check_all_crashes(lab, lambda s: contents[s.descriptor.epoch], draws=9) > 50
 
 
-def test_crash_around_removal_and_return(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [True, False])
+def test_crash_around_removal_and_return(tmp_path: Path, sealed: bool) -> None:
     lab = CrashLab(tmp_path)
     lab.start()
     size = 3 * PIECE_BYTES
     first, second = some_bytes(size, seed=1), some_bytes(size, seed=2)
-    put_whole(lab.store, describe(size_bytes=size, epoch=1), first)
+    lab.store.open_task(describe(size_bytes=size, epoch=1))
+    put(lab.store, describe(size_bytes=size, epoch=1), first)
+    if sealed:
+        lab.store.seal(task_id_of("a"), digest_of(first))
     lab.store.sync_some()
     lab.store.remove(task_id_of("a"))
     descriptor = describe(size_bytes=size, epoch=2)
@@ -255,6 +255,62 @@ def test_crash_around_a_change_from_outside(tmp_path: Path) -> None:
     assert edited[PIECE_BYTES:].startswith(b"edited by its user"), "what is theirs stays theirs"
     assert lab.files.content(store_file(lab, task_id_of("a"))) == data
     assert check_all_crashes(lab, lambda _: data, draws=9) > 100
+
+
+def test_crash_after_a_linked_content_lost_its_pieces(tmp_path: Path) -> None:
+    lab = CrashLab(tmp_path)
+    lab.start()
+    data, other = some_bytes(4 * PIECE_BYTES), some_bytes(4 * PIECE_BYTES, seed=2)
+    put_whole(lab.store, describe(), data)
+    lab.store.sync_some()
+    target = lab.out / "file"
+    lab.store.deliver(task_id_of("a"), target, overwrite=False)
+    lab.files.fsync_dir(lab.out)
+    lab.store.drop_pieces(task_id_of("a"), 0b1111)
+    lab.store.sync_some()
+    lab.store.flush()
+    flushed = len(lab.files.log)
+    lab.stop()
+    store, disk = lab.crash(flushed, Random(1), lose=0)
+    _, (stored,) = store.load()
+    assert (stored.sealed, stored.held) == (False, 0)
+    put(store, describe(), other)
+    assert disk.content(target) == data, "the file that was delivered is its user's"
+    store.close()
+
+
+def test_crash_between_seal_and_journal(tmp_path: Path) -> None:
+    lab = CrashLab(tmp_path)
+    lab.start()
+    data = some_bytes(4 * PIECE_BYTES)
+    put_whole(lab.store, describe(), data)
+    sealed = len(lab.files.log)
+    lab.stop()
+    earlier = [i for i, entry in enumerate(lab.files.log[:sealed]) if entry[0] == "commit"]
+    assert len(earlier) == 1, "nothing was journalled but the start"
+    store, disk = lab.crash(sealed, Random(1), lose=0)
+    assert store.load()[1] == (), "a file without metadata is an orphan"
+    assert disk.names() == []
+    store.close()
+
+
+def test_crash_after_a_seal_that_was_not_journalled(tmp_path: Path) -> None:
+    lab = CrashLab(tmp_path)
+    lab.start()
+    data = some_bytes(4 * PIECE_BYTES)
+    lab.store.open_task(describe())
+    put(lab.store, describe(), data)
+    lab.store.sync_some()
+    lab.store.seal(task_id_of("a"), digest_of(data))
+    sealed = len(lab.files.log)
+    lab.stop()
+    store, disk = lab.crash(sealed, Random(1), lose=0)
+    _, (stored,) = store.load()
+    assert (stored.sealed, stored.held) == (False, 0b1111)
+    status = disk.status(store_file(lab, task_id_of("a")))
+    assert status is not None
+    assert status.mode == 0o600, "to be written to again"
+    store.close()
 
 
 def test_what_was_synced_is_not_lost(tmp_path: Path) -> None:

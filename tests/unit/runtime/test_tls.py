@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from shoal.runtime.config_values import SecretFile
+from shoal.runtime.grpc_tls import grpc_channel_credentials, grpc_server_credentials
 from shoal.runtime.sections import TlsSection
 from shoal.runtime.tls import (
     client_context,
     common_name,
-    grpc_channel_credentials,
-    grpc_server_credentials,
     server_context,
 )
 from shoal.wire.errors import UsageError

@@ -1,0 +1,75 @@
+"""The `shoal` command: finds the subcommand and hands over. Imports nothing but that one.
+
+A `shoal get` of a small file lives for a few tens of milliseconds, most of them spent on imports;
+so every subcommand is a function `run(name, arguments) -> exit code` of a module that is imported
+when it is called.
+"""
+
+import sys
+from typing import NoReturn
+
+USAGE = """\
+usage: shoal COMMAND [OPTION...]
+
+Moves big immutable files from one origin to many hosts, peer to peer.
+
+commands:
+  get URL... -O FILE   download, through the daemon if one runs here, else by itself
+  peer                 run the peer daemon of this host
+  scheduler            run the scheduler of a swarm
+  status               what the daemon of this host is and does
+  tasks                what the daemon holds; `shoal tasks rm ID...` deletes
+  demo                 a swarm of many nodes on this machine, with a result table
+  version              print the version
+
+`shoal COMMAND --help` tells more.
+"""
+
+COMMANDS = ("get", "peer", "scheduler", "status", "tasks", "demo", "version")
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    match command:
+        case "get":
+            from peer.cli.get import run as execute
+        case "peer" | "scheduler":
+            from peer.cli.daemons import run as execute
+        case "status" | "tasks":
+            from peer.cli.local import run as execute
+        case "demo":
+            from peer.cli.demo import run as execute
+        case "version" | "--version" | "-V":
+            from peer.cli.version import run as execute
+        case "-h" | "--help" | "help":
+            sys.stdout.write(USAGE)
+            return 0
+        case "":
+            sys.stderr.write(USAGE)
+            return 2
+        case _:
+            return _unknown(command)
+    return execute(command, rest)
+
+
+def _unknown(command: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+    sys.stderr.write(f"shoal: unknown command {command!r}; {hint}\n")
+    return 2
+
+
+def entry() -> NoReturn:
+    """The console script: exits with the command's exit code."""
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

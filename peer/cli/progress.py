@@ -1,0 +1,83 @@
+"""The progress bar of `shoal get`: shown only to a person, and only for what takes a while."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from peer.cli.outcome import Outcome
+
+SHOW_AFTER_S: Final = 0.3
+"""Loading the display costs a tenth of a second: not for what is over by then."""
+
+
+class Bar:
+    """Follows an `Outcome`; `update()` after each event."""
+
+    def __init__(self, title: str, outcome: "Outcome", *, wanted: bool) -> None:
+        self._title = title
+        self._outcome = outcome
+        self._wanted = wanted and sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self) -> None:
+        """Shows how far it is."""
+        if not self._wanted:
+            return
+        if self._progress is None:
+            if time.monotonic() - self._began < SHOW_AFTER_S:
+                return
+            self._open()
+        assert self._progress is not None
+        assert self._task is not None
+        outcome = self._outcome
+        moved = outcome.origin_bytes + outcome.peer_bytes
+        share = f"{100 * outcome.peer_bytes // moved} % from peers" if moved else ""
+        self._progress.update(
+            self._task,
+            completed=outcome.received_bytes,
+            total=outcome.size_bytes,
+            share=share,
+        )
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[share]}"),
+            console=Console(stderr=True),
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(self._title, total=None, share="")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self.update()
+            self._progress.stop()
