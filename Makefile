@@ -33,7 +33,7 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: .venv/stamp-run ## a swarm of 8 nodes on this machine, with a live display
-	@$(python) -m peer.cli.main demo $(DEMO)
+	@.venv/bin/shoal demo $(DEMO)
 
 test: .venv/stamp-dev ## all tests, with branch coverage of what is pure
 	$(python) -m pytest $(parallel_tests) -n $(workers) --maxprocesses=8 --dist=worksteal \

@@ -1,38 +1,62 @@
 """`shoal get` without a daemon: a whole peer inside this process for the time of the download.
 
 Its state lies beside the output, so that the same command resumes after Ctrl-C or kill -9, and is
-removed when the file is there.
+removed when the file is there or when nothing of it ever arrived.
 """
 
 import argparse
 import asyncio
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peer.cli.outcome import Outcome
 from peer.shell.api_json import decode_request, encode_event
 from peer.shell.standalone import download_standalone
+from shoal.runtime.config_values import parse_endpoint
 from shoal.runtime.logs import configure_logs
 from shoal.wire.errors import UsageError
 
 if TYPE_CHECKING:
     from peer.cli.progress import Bar
-    from peer.shell.api_types import DownloadEvent
+    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone
 
 
 def state_root(outputs: list[Path | None]) -> Path:
-    """Beside the first output; for stdout a fresh directory in the user's cache."""
+    """Beside the first output, where a hard link can reach it; for stdout in the user's cache."""
     first = outputs[0]
     if first is not None:
         return first.parent / f".{first.name}.shoal"
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    base = Path(cache) / "shoal"
-    base.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="stream-", dir=base))
+    return Path(cache) / "shoal" / f"stream-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def held_state(root: Path) -> Iterator[None]:
+    """Makes the directory and keeps other processes out of it. Raises UsageError if one is in it
+    already, or if it cannot be made."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(
+            f"{root}: {error.strerror}: the state of a download is kept there"
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another shoal get is writing this output ({root} is in use)"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def download_alone(
@@ -41,33 +65,62 @@ def download_alone(
     outputs: list[Path | None],
     outcome: Outcome,
     bar: "Bar",
+    *,
+    download: "DownloadStandalone" = download_standalone,
 ) -> None:
-    """Runs the download to its end and takes its events."""
+    """Runs the download to its end and takes its events. `download` is replaced by tests."""
     configure_logs("info" if options.verbose else "error", "text")
-    root = state_root(outputs)
-
-    def on_event(event: "DownloadEvent") -> None:
-        outcome.take(encode_event(event))
-        bar.update()
-
-    async def write_chunk(chunk: bytes) -> None:
-        await asyncio.to_thread(sys.stdout.buffer.write, chunk)
-
     try:
         request = decode_request(body)
-        asyncio.run(
-            download_standalone(
-                request,
-                tuple(options.scheduler),
-                root,
-                on_event,
-                write_chunk if outputs == [None] else None,
-            )
-        )
-        sys.stdout.buffer.flush()
+        schedulers = tuple(str(parse_endpoint(each)) for each in options.scheduler)
+        root = state_root(outputs)
+        with held_state(root):
+            try:
+                _run(request, schedulers, root, outcome, bar, download)
+            finally:
+                # A failed download keeps its pieces for the next try; nobody resumes a stream.
+                arrived = outcome.received_bytes or outcome.origin_bytes or outcome.peer_bytes
+                if outcome.ok or outputs == [None] or (outcome.reason and not arrived):
+                    shutil.rmtree(root, ignore_errors=True)
     except UsageError as error:
         outcome.fail("usage", str(error))
-    finally:
-        # A failed download keeps its pieces for the next try; nobody resumes a stream.
-        if outcome.ok or outputs == [None]:
-            shutil.rmtree(root, ignore_errors=True)
+
+
+def _run(
+    request: "DownloadRequest",
+    schedulers: tuple[str, ...],
+    root: Path,
+    outcome: Outcome,
+    bar: "Bar",
+    download: "DownloadStandalone",
+) -> None:
+    import uvloop
+
+    def on_event(event: "DownloadEvent") -> None:
+        encoded = encode_event(event)
+        outcome.take(encoded)
+        bar.update(encoded)
+
+    async def write_chunk(chunk: bytes) -> None:
+        # A slow reader must not hold up the loop, which may be serving others.
+        await asyncio.to_thread(_write, chunk)
+
+    async def until_done() -> None:
+        streaming = request.outputs == (None,)
+        # A stream has no events of its own to end it in time.
+        limit_s = request.timeout_ms / 1000 if streaming and request.timeout_ms else None
+        try:
+            async with asyncio.timeout(limit_s):
+                await download(
+                    request, schedulers, root, on_event, write_chunk if streaming else None
+                )
+        except TimeoutError:
+            outcome.fail("timeout", f"not done after {request.timeout_ms} ms")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(until_done())
+
+
+def _write(chunk: bytes) -> None:
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()

@@ -6,6 +6,7 @@ when it is called.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 USAGE = """\
@@ -31,17 +32,28 @@ COMMANDS = ("get", "peer", "scheduler", "status", "tasks", "demo", "version")
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    execute: Callable[[str, Sequence[str]], int]
     match command:
         case "get":
-            from peer.cli.get import run as execute
+            from peer.cli import get
+
+            execute = get.run
         case "peer" | "scheduler":
-            from peer.cli.daemons import run as execute
+            from peer.cli import daemons
+
+            execute = daemons.run
         case "status" | "tasks":
-            from peer.cli.local import run as execute
+            from peer.cli import local
+
+            execute = local.run
         case "demo":
-            from peer.cli.demo import run as execute
+            from peer.cli import demo
+
+            execute = demo.run
         case "version" | "--version" | "-V":
-            from peer.cli.version import run as execute
+            from peer.cli import version
+
+            execute = version.run
         case "-h" | "--help" | "help":
             sys.stdout.write(USAGE)
             return 0

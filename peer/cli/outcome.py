@@ -1,10 +1,10 @@
 """What a download came to, and the exit code that says so.
 
 0 done · 1 failed · 2 wrong usage · 3 wrong digest · 4 the origin refused · 5 the disk · 124 time
-is over · 130 interrupted.
+is over · 130 interrupted. Plain classes, because importing `dataclasses` takes longer than fetching
+a small file.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 EXIT_CODES: Final = {
@@ -17,51 +17,66 @@ EXIT_CODES: Final = {
     "disk-read-only": 5,
     "disk-failed": 5,
     "timeout": 124,
-    "cancelled": 130,
+    "interrupted": 130,
 }
+"""By reason; any other is 1. Part of the command's interface."""
 
 
-@dataclass(slots=True)
 class FileOutcome:
     """One URL."""
 
-    url: str
-    output: str
-    task_id: str | None = None
-    size_bytes: int | None = None
-    digest: str | None = None
-    how: str | None = None
+    def __init__(self, url: str, output: str) -> None:
+        self.url = url
+        self.output = output
+        self.task_id: str | None = None
+        self.size_bytes: int | None = None
+        self.digest: str | None = None
+        self.how: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every field."""
+        return {
+            "url": self.url,
+            "output": self.output,
+            "task_id": self.task_id,
+            "size_bytes": self.size_bytes,
+            "digest": self.digest,
+            "how": self.how,
+        }
 
 
-@dataclass(slots=True)
 class Outcome:
     """All URLs of one command."""
 
-    files: list[FileOutcome]
-    ok: bool = False
-    reason: str = ""
-    detail: str = ""
-    seconds: float = 0.0
-    origin_bytes: int = 0
-    peer_bytes: int = 0
-    received_bytes: int = 0
-    size_bytes: int | None = None
-    rate_bytes_s: int = 0
-    ready: dict[int, str] = field(default_factory=dict)
-    """By index: where the API gives a content that the client has to write itself."""
+    def __init__(self, files: list[FileOutcome]) -> None:
+        self.files = files
+        self.seconds = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is known of the download that begins now."""
+        self.ok = False
+        self.reason = ""
+        self.detail = ""
+        self.origin_bytes = 0
+        self.peer_bytes = 0
+        self.received_bytes = 0
+        self.size_bytes: int | None = None
+        self.rate_bytes_s = 0
+        self.ready: dict[int, str] = {}
+        """By index: where the API gives a content that the client has to write itself."""
 
     def take(self, event: dict[str, Any]) -> None:
         """One event of the local API."""
-        index = int(event.get("index") or 0)
-        known = self.files[index]
         match event["event"]:
             case "resolved" | "delivered" | "ready":
+                known = self.files[event["index"]]
                 known.task_id = event["task_id"]
                 known.size_bytes = event["size"]
                 known.digest = event["digest"] or known.digest
                 known.how = event.get("how", known.how)
                 if event["event"] == "ready":
-                    self.ready[index] = event["content"]
+                    self.ready[event["index"]] = event["content"]
             case "progress":
                 self.received_bytes = event["bytes"]
                 self.size_bytes = event["size"]
@@ -91,17 +106,6 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `--json` prints: of the file, or of all files for several URLs."""
-        files = [
-            {
-                "url": each.url,
-                "output": each.output,
-                "task_id": each.task_id,
-                "size_bytes": each.size_bytes,
-                "digest": each.digest,
-                "how": each.how,
-            }
-            for each in self.files
-        ]
         common = {
             "ok": self.ok,
             "reason": self.reason or None,
@@ -110,6 +114,10 @@ class Outcome:
             "origin_bytes": self.origin_bytes,
             "peer_bytes": self.peer_bytes,
         }
-        if len(files) == 1:
-            return {**files[0], **common}
-        return {"files": files, **common}
+        if len(self.files) == 1:
+            return {**self.files[0].as_json(), **common}
+        return {
+            "files": [each.as_json() for each in self.files],
+            "size_bytes": self.size_bytes,
+            **common,
+        }

@@ -3,7 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,11 +15,14 @@ SHOW_AFTER_S: Final = 0.3
 
 
 class Bar:
-    """Follows an `Outcome`; `update()` after each event."""
+    """Follows an `Outcome`; `update()` after each event. `verbose` writes a line for each."""
 
-    def __init__(self, title: str, outcome: "Outcome", *, wanted: bool) -> None:
+    def __init__(
+        self, title: str, outcome: "Outcome", *, wanted: bool, verbose: bool = False
+    ) -> None:
         self._title = title
         self._outcome = outcome
+        self._verbose = verbose
         self._wanted = wanted and sys.stderr.isatty()
         self._began = time.monotonic()
         self._progress: Progress | None = None
@@ -28,8 +31,11 @@ class Bar:
     def __enter__(self) -> Self:
         return self
 
-    def update(self) -> None:
+    def update(self, event: dict[str, Any] | None = None) -> None:
         """Shows how far it is."""
+        if self._verbose and event is not None and event["event"] != "progress":
+            fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
+            sys.stderr.write(f"{event['event']} {fields}\n")
         if not self._wanted:
             return
         if self._progress is None:

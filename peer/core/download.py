@@ -68,7 +68,6 @@ class TaskKeeper:
         task.phase = TaskPhase.SEALED if stored.sealed else TaskPhase.ACTIVE
         if stored.sealed:
             task.confirmed = task.held
-            task.computed_digest = stored.descriptor.digest or ""
         self._queue_announcement(task)
 
     def describe(self, descriptor: TaskDescriptor) -> Task:
@@ -150,6 +149,7 @@ class TaskKeeper:
     def _adopt(self, task: Task, stored: StoredTask) -> None:
         # What came in while the store was asked is not forgotten: the store knows it as well.
         task.held |= stored.held
+        task.computed_digest = stored.digest or task.computed_digest
         for piece, record in stored.records.items():
             task.records.setdefault(piece, record)
             if record.read_here:
@@ -297,10 +297,28 @@ class TaskKeeper:
                 )
         self._to_announce.clear()
 
-    def drop(self, task: Task, gone: int) -> None:
-        """Pieces turned out wrong or lost: forget them everywhere."""
-        self._drop(task, gone)
-        self._on_change(task)
+    def reread(self, task: Task) -> None:
+        """The disk does not give back what was held: the store looks again at what it has."""
+        if task.phase not in (TaskPhase.ACTIVE, TaskPhase.SEALED):
+            return
+        told, task.told = task.told, 0
+        task.held = task.confirmed = task.reported = 0
+        task.records.clear()
+        task.suppliers.clear()
+        task.hash_attempt += 1
+        task.hashed_to_bytes = 0
+        self._withdraw(task, told)
+        self._on_abandon(task)
+        self._open(task)
+
+    def _withdraw(self, task: Task, told: int) -> None:
+        connections = tuple(
+            child.connection_id
+            for child in self._state.children.values()
+            if task.task_id in child.tasks
+        )
+        if told and connections:
+            self._state.emit(Withdraw(task_id=task.task_id, gone=told, connection_ids=connections))
 
     def _drop(self, task: Task, gone: int) -> None:
         gone &= task.held
@@ -316,16 +334,7 @@ class TaskKeeper:
             task.records.pop(piece, None)
             task.suppliers.pop(piece, None)
         self._state.emit(DropPieces(task_id=task.task_id, pieces=gone))
-        if told:
-            connections = tuple(
-                child.connection_id
-                for child in self._state.children.values()
-                if task.task_id in child.tasks
-            )
-            if connections:
-                self._state.emit(
-                    Withdraw(task_id=task.task_id, gone=told, connection_ids=connections)
-                )
+        self._withdraw(task, told)
         if geometry.offset_bytes(bitfield.lowest(gone)) < task.hashed_to_bytes:
             task.hash_attempt += 1
             task.hashed_to_bytes = 0

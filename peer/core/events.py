@@ -95,6 +95,8 @@ class StoredTask:
     held: int
     sealed: bool
     records: dict[int, PieceRecord]
+    digest: str = ""
+    """The whole content's digest, `algorithm:hex`, of a sealed task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

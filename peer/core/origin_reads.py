@@ -385,7 +385,9 @@ class OriginReads:
                 reason=event.reason,
             )
         )
-        if event.reason not in TRANSIENT_ORIGIN or failures > limits.origin_retries_max:
+        # CANCELLED: the store had the piece from elsewhere meanwhile; nothing is wrong.
+        worth_it = event.reason in TRANSIENT_ORIGIN or event.reason is Reason.CANCELLED
+        if not worth_it or failures > limits.origin_retries_max:
             if right.number != NO_LEASE:
                 self._finish(right, event.reason, event.retry_after_ms, event.detail)
             else:

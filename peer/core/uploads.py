@@ -245,7 +245,7 @@ class Uploads:
                 reason=event.reason,
             )
         )
-        self._keeper.drop(task, 1 << event.piece)
+        self._keeper.reread(task)
 
     @property
     def serving(self) -> int:

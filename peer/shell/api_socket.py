@@ -1,4 +1,4 @@
-"""The Unix socket of the local API: where it is, how it is made safely, and who is at its end.
+"""The Unix socket of the local API: how it is made safely, and who is at its end.
 
 Access is by file mode (0600, or 0660 with a group) inside a directory of the daemon's own, and by
 the peer credentials that the kernel vouches for. Never decides what a user may do.
@@ -15,24 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from peer.shell.api_place import default_socket
 from shoal.wire.errors import UsageError
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """`sun_path` of Linux has 108 bytes, one of them for the end."""
 
-SYSTEM_SOCKET_PATH: Final = Path("/run/shoal/peer.sock")
-
 LISTEN_BACKLOG: Final = 128
 
 
 def default_socket_path(environment: Mapping[str, str], uid: int) -> Path:
-    """Where a daemon of this user listens unless it was told otherwise: root has the machine's
-    place, everybody else a private one of their session."""
-    if uid == 0:
-        return SYSTEM_SOCKET_PATH
-    if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        return Path(runtime_directory) / "shoal" / "peer.sock"
-    return Path("/tmp") / f"shoal-{uid}" / "peer.sock"
+    """Where a daemon of this user listens unless it was told otherwise."""
+    return Path(default_socket(environment, uid))
 
 
 def listening_socket(path: Path, *, mode: int = 0o600, group: str | None = None) -> socket.socket:

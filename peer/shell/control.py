@@ -36,6 +36,7 @@ OPTIONS: Final = (
     ("grpc.max_send_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Our own backoff knows when a scheduler may be back; a shared one would wait on top of it.

@@ -43,21 +43,24 @@ def software_version() -> str:
 
 
 def stable_host_id(store_root: Path) -> HostId:
-    """The id kept beside the store, made at the first start. Raises UsageError."""
+    """The id kept in the store's root, or a new one. `keep_host_id` writes it down later: a
+    directory that is not a store yet must stay empty until the store has made itself in it."""
     path = store_root / HOST_ID_FILE
     try:
-        store_root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            text = path.read_text().strip()
-            if text:
-                return HostId(text)
-        host_id = f"{os.uname().nodename[:40] or 'host'}-{secrets.token_hex(4)}"
-        path.write_text(host_id + "\n")
+        text = path.read_text().strip() if path.exists() else ""
     except OSError as error:
         raise UsageError(
-            f"store.root {store_root}: {error.strerror}; give a directory that this user may write"
+            f"store.root {store_root}: {error.strerror}; give a directory that this user may read"
         ) from error
-    return HostId(host_id)
+    return HostId(text or f"{os.uname().nodename[:40] or 'host'}-{secrets.token_hex(4)}")
+
+
+def keep_host_id(store_root: Path, host_id: HostId) -> None:
+    """Writes the id down. Raises UsageError."""
+    try:
+        (store_root / HOST_ID_FILE).write_text(host_id + "\n")
+    except OSError as error:
+        raise UsageError(f"store.root {store_root}: {error.strerror}") from error
 
 
 def node_options(config: PeerConfig, *, schedulers: tuple[str, ...]) -> NodeOptions:
@@ -160,6 +163,7 @@ class PeerDaemon:
         options = node_options(config, schedulers=schedulers)
         node = self._node = PeerNode(options, clock=self._clock, describe=self._describe)
         await node.start()
+        keep_host_id(options.store_root, options.host_id)
         self._api = LocalApi(
             node.downloads,
             config.api.socket,

@@ -74,7 +74,7 @@ class PeerDriver:
         self._carriers: dict[type[Any], Callable[[Any], None]] = {}
         self._removals: dict[RequestId, asyncio.Future[fx.RemoveEnded]] = {}
         self._next_removal = 0
-        self._task_locks: dict[TaskId, asyncio.Lock] = {}
+        self._task_locks: dict[TaskId, tuple[asyncio.Lock, int]] = {}
         self.events_handled = 0
         self.busy_ns = 0
 
@@ -194,8 +194,10 @@ class PeerDriver:
     async def _opening(self, effect: fx.OpenTask) -> None:
         descriptor = effect.descriptor
         task_id = descriptor.task_id
-        # Descriptors of one task reach the store in the order in which they were sent.
-        lock = self._task_locks.setdefault(task_id, asyncio.Lock())
+        # Descriptors of one task reach the store in the order in which they were sent: a lock is
+        # dropped only when nobody holds it or waits for it.
+        lock, users = self._task_locks.get(task_id, (asyncio.Lock(), 0))
+        self._task_locks[task_id] = (lock, users + 1)
         event: ev.AnyEvent
         async with lock:
             try:
@@ -213,8 +215,11 @@ class PeerDriver:
                     reason=error.reason,
                     detail=error.detail,
                 )
-        if not lock.locked():
-            self._task_locks.pop(task_id, None)
+        _, users = self._task_locks[task_id]
+        if users == 1:
+            del self._task_locks[task_id]
+        else:
+            self._task_locks[task_id] = (lock, users - 1)
         self.post(event)
 
     async def _make_room(self, needed_bytes: int) -> bool:

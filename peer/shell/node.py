@@ -189,7 +189,9 @@ class PeerNode:
 
             credentials = None
             if secured and context is not None:
-                credentials = tls.grpc_channel_credentials(context)
+                from shoal.runtime.grpc_tls import grpc_channel_credentials
+
+                credentials = grpc_channel_credentials(context)
             control = ControlClient(
                 addresses=options.schedulers,
                 credentials=credentials,
@@ -219,13 +221,15 @@ class PeerNode:
     async def _keep_store(self) -> None:
         """Journals, makes durable and evicts, beside everything else."""
         turn = 0
+        # Beside the hashing: a slow disk must not hold up pieces that are being received.
+        hash_offload = Offload(self._hash_executor)
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
             turn += 1
             try:
                 await self.offload(self.store.flush)
                 if turn % SYNC_EVERY_FLUSHES == 0:
-                    await self.offload(self.store.sync_some)
+                    await hash_offload(self.store.sync_some)
                 if turn % EVICT_EVERY_FLUSHES == 0:
                     await self.driver.evict()
             except StoreError as error:

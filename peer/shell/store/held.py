@@ -141,7 +141,11 @@ def stored_of(task: HeldTask, records: dict[int, PieceRecord]) -> StoredTask:
         held &= ~(1 << piece)
         del records[piece]
     return StoredTask(
-        descriptor=task.descriptor, held=held, sealed=task.seal is not None, records=records
+        descriptor=task.descriptor,
+        held=held,
+        sealed=task.seal is not None,
+        records=records,
+        digest=task.seal.digest if task.seal is not None else "",
     )
 
 

@@ -51,13 +51,11 @@ class Connection:
         self._writing = False
         self._flush_planned = False
         self.blocked = False
-        """Whether there is something to send and the other side does not take it."""
+        """Whether what is to be sent waits for the other side to take it."""
         self.inbound = Inbound(
             stream, speaker, receiving, self.resume_reading, lambda: self._closed, scratch
         )
-        self.outbound = Outbound(
-            stream, speaker, sending, self._guarded_send, lambda: self._closed
-        )
+        self.outbound = Outbound(stream, speaker, sending, self._guarded_send, lambda: self._closed)
 
     @property
     def closed(self) -> bool:
@@ -183,13 +181,14 @@ class Connection:
         self._guard(self._send)
 
     def _send(self) -> None:
-        self.outbound.moved = False
         wait = self.outbound.send_turn()
         if self._closed:
             return
-        waits = wait is Wait.SOCKET
-        self.blocked = waits and not self.outbound.moved
-        self._watch_writing(writing=waits and not self._stream.write_wants_read)
+        stream = self._stream
+        self.blocked = wait is Wait.SOCKET
+        self._watch_writing(
+            writing=(self.blocked and not stream.write_wants_read) or stream.read_wants_write
+        )
 
     def _watch(self, *, reading: bool) -> None:
         if reading is not self._reading:

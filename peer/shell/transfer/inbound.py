@@ -96,11 +96,12 @@ class Inbound:
             self._parse()
             if self._closed():
                 return Wait.NOTHING
+            payload = self._decoder.payload_remaining_bytes > 0
+            if payload and self._target is None and not self._discarding:
+                return Wait.TURN
             if budget <= 0:
                 return Wait.AGAIN if self._stream.pending() else Wait.SOCKET
-            if self._decoder.payload_remaining_bytes:
-                if self._target is None and not self._discarding:
-                    return Wait.TURN
+            if payload:
                 asked = self._turn.allowance(self._next_payload_bytes(budget))
                 if not asked:
                     return Wait.TURN

@@ -8,14 +8,11 @@ starts, so that a mistake is an error that names the file. Decides nothing else.
 
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from shoal.runtime.config_values import SecretFile
 from shoal.runtime.sections import TlsSection
 from shoal.wire.errors import UsageError
-
-if TYPE_CHECKING:
-    import grpc
 
 PEM_BYTES_MAX: Final = 1024 * 1024
 
@@ -52,13 +49,6 @@ def pem_files(tls: TlsSection) -> tuple[bytes, bytes, bytes]:
     server_context(tls)
     certificate, key, ca = _files(tls)
     return _readable("tls.certificate", certificate), key.read(), _readable("tls.ca", ca)
-
-
-def grpc_channel_credentials(tls: TlsSection) -> "grpc.ChannelCredentials":
-    """The former home of `shoal.runtime.grpc_tls.grpc_channel_credentials`: call it there."""
-    from shoal.runtime import grpc_tls
-
-    return grpc_tls.grpc_channel_credentials(tls)
 
 
 def _load(context: ssl.SSLContext, tls: TlsSection) -> None:
