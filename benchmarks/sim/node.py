@@ -370,6 +370,8 @@ class SimNode:
             assert isinstance(record, ev.PieceRecord)
             if fields["corrupt"]:
                 reason = Reason.PEER_CORRUPT
+            elif fields["epoch"] != effect.epoch and (fields["epoch"] or not effect.provisional):
+                reason = Reason.NOT_HELD
             elif effect.expected and effect.expected != record.digest:
                 reason = Reason.PEER_CONTRADICTED
             else:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peer.cli.outcome import Outcome
+from peer.cli.outcome import Outcome, disk_reason
 from peer.shell.api_json import decode_request, encode_event
 from peer.shell.standalone import download_standalone
 from shoal.runtime.config_values import parse_endpoint
@@ -77,6 +77,8 @@ def download_alone(
         with held_state(root):
             try:
                 _run(request, schedulers, root, outcome, bar, download)
+            except UsageError as error:
+                outcome.fail("usage", str(error))
             finally:
                 # A failed download keeps its pieces for the next try; nobody resumes a stream.
                 arrived = outcome.received_bytes or outcome.origin_bytes or outcome.peer_bytes
@@ -84,6 +86,10 @@ def download_alone(
                     shutil.rmtree(root, ignore_errors=True)
     except UsageError as error:
         outcome.fail("usage", str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        outcome.fail(disk_reason(error), str(error))
 
 
 def _run(

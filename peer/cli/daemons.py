@@ -61,14 +61,29 @@ def parser(name: str) -> argparse.ArgumentParser:
         epilog="settings:\n" + configuration.reference(config_type(name)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="TOML file")
-    parser.add_argument("--check-config", action="store_true", help="print the settings and exit")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    variable = f"{config_type(name).environment_prefix}_CONFIG"
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"TOML file; else the one that {variable} names"
+    )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="print the settings, or what is wrong; exit 0 or 2",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="any of the settings below; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--ready-file", type=Path, help="written once everything listens (JSON)")
     if name == "peer":
         parser.add_argument("--embedded-scheduler", action="store_true", help="one process for all")
+    known = {entry.key: entry for entry in configuration.options(config_type(name))}
     for flag, key in FLAGS[name].items():
-        parser.add_argument(flag, dest=f"key {key}", metavar="VALUE", help=f"the setting {key}")
+        # Written several times, a list gathers all of them; of anything else the last one counts.
+        parser.add_argument(
+            flag, action="append", dest=f"key {key}", metavar="VALUE",
+            help=f"{key} ({known[key].kind.legal}): {known[key].help}".replace("%", "%%"),
+        )  # fmt: skip
     return parser
 
 
@@ -76,8 +91,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
     """Runs a daemon until it is told to stop; returns the exit code."""
     options = parser(name).parse_args(arguments)
     try:
+        kind = config_type(name)
+        named = options.config or os.environ.get(f"{kind.environment_prefix}_CONFIG")
         config = configuration.load(
-            config_type(name), options.config, os.environ, overrides(name, options)
+            kind, Path(named) if named else None, os.environ, overrides(name, options)
         )
     except UsageError as error:
         sys.stderr.write(f"shoal {name}: {error}\n")
@@ -115,10 +132,13 @@ def overrides(name: str, options: argparse.Namespace) -> dict[str, str]:
         if not separator:
             raise UsageError(f"--set {setting}: write it as key=value")
         found[key.strip()] = value.strip()
+    sequences = {
+        entry.key for entry in configuration.options(config_type(name)) if entry.kind.sequence
+    }
     for key in FLAGS[name].values():
-        value = getattr(options, f"key {key}")
-        if value is not None:
-            found[key] = value
+        values = getattr(options, f"key {key}")
+        if values:
+            found[key] = ",".join(values) if key in sequences else values[-1]
     if getattr(options, "embedded_scheduler", False):
         found["scheduler.embedded"] = "true"
     return found

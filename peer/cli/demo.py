@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from shoal.wire.errors import ShoalError, UsageError
 
 CHUNK_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 20.0
+TELL_INTERVAL_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -79,7 +81,10 @@ def run(_name: str, arguments: Sequence[str]) -> int:
         sys.stderr.write(f"shoal demo: {error}\n")
         return 2
     directory = Path(tempfile.mkdtemp(prefix="shoal-demo-"))
+    # What ends this process must not leave the others behind.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _check_space(directory, size * (options.nodes + 1))
         result = demonstrate(directory, options.nodes, size, rate, show=not options.json)
     except (ShoalError, OSError) as error:
         sys.stderr.write(f"shoal demo: {error}\n")
@@ -96,6 +101,19 @@ def run(_name: str, arguments: Sequence[str]) -> int:
     else:
         _print(result)
     return 0 if result["verified"] else 1
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_space(directory: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes > free_bytes:
+        raise UsageError(
+            f"{human(needed_bytes)} are needed in {directory.parent} and {human(free_bytes)} are "
+            "free: make the demo smaller with --size, or set TMPDIR"
+        )
 
 
 def demonstrate(directory: Path, nodes: int, size: int, rate: int, *, show: bool) -> dict[str, Any]:
@@ -204,8 +222,8 @@ def download_all(peers: list[Node], url: str, *, show: bool) -> float:
         thread.start()
     began[0] = time.monotonic()
     gate.wait()
-    if show and sys.stderr.isatty():
-        _watch(peers, threads)
+    if show:
+        (_watch if sys.stderr.isatty() else _tell)(peers, threads)
     for thread in threads:
         thread.join()
     return max(node.seconds or 0.0 for node in peers)
@@ -236,6 +254,18 @@ def _watch(peers: list[Node], threads: list[threading.Thread]) -> None:
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.25)
             live.update(table())
+
+
+def _tell(peers: list[Node], threads: list[threading.Thread]) -> None:
+    """A line now and then, where nobody could see a table change."""
+    began = time.monotonic()
+    while alive := [thread for thread in threads if thread.is_alive()]:
+        alive[0].join(TELL_INTERVAL_S)
+        shares = [
+            100 * node.outcome.received_bytes // (node.outcome.size_bytes or 1) for node in peers
+        ]
+        passed = time.monotonic() - began
+        sys.stderr.write(f"{passed:5.1f} s  {' '.join(f'{share:3d} %' for share in shares)}\n")
 
 
 def summary(

@@ -49,8 +49,11 @@ class Processes:
         """Starts a module of this project as a process; its last argument is its ready file."""
         ready = self._directory / f"{name}.ready"
         log = self._directory / f"{name}.log"
+        # Neither a proxy nor the settings of a real daemon on this machine must get in.
         environment = {
-            key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")
+            key: value
+            for key, value in os.environ.items()
+            if not key.lower().endswith("_proxy") and not key.startswith("SHOAL_")
         }
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -114,6 +114,7 @@ def _let_daemon_download(
 ) -> None:
     if options.transfer_from_dfdaemon:
         body["outputs"] = [None] * len(outputs)
+    before = [_identity(target) for target in outputs]
     _follow(client, body, outcome, bar)
     if not outcome.ok and body["outputs"][0] and outcome.reason.startswith("disk-"):
         # A daemon in a sandbox of its own cannot write where this user can. The content is in
@@ -123,15 +124,23 @@ def _let_daemon_download(
     if not outcome.ok:
         return
     for index, target in enumerate(outputs):
-        assert target is not None
-        known = outcome.files[index]
         # The same sandbox may have a /tmp of its own: delivered there is not delivered here.
-        if index not in outcome.ready and not os.path.lexists(target):
-            outcome.ready[index] = f"/v1/tasks/{known.task_id}/content"
+        if index not in outcome.ready and _identity(target) == before[index]:
+            outcome.ready[index] = f"/v1/tasks/{outcome.files[index].task_id}/content"
     if outcome.ready:
         from peer.cli.get_delivery import write_contents
 
         write_contents(client, outputs, outcome, overwrite=options.overwrite)
+
+
+def _identity(target: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file is put in place; None if there is none."""
+    assert target is not None
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _follow(client: LocalClient, body: dict[str, Any], outcome: Outcome, bar: Bar) -> None:

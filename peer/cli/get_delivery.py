@@ -12,13 +12,7 @@ import secrets
 from pathlib import Path
 
 from peer.cli.local_client import DaemonError, LocalClient
-from peer.cli.outcome import Outcome
-
-_DISK_REASONS = {
-    errno.ENOSPC: "disk-full",
-    errno.EDQUOT: "disk-full",
-    errno.EROFS: "disk-read-only",
-}
+from peer.cli.outcome import Outcome, disk_reason
 
 
 def write_contents(
@@ -33,8 +27,7 @@ def write_contents(
         try:
             write_content(client, path, target, known.digest, overwrite=overwrite)
         except OSError as error:
-            reason = _DISK_REASONS.get(error.errno or 0, "disk-failed")
-            outcome.fail(reason, f"{target}: {error.strerror or error}")
+            outcome.fail(disk_reason(error), f"{target}: {error.strerror or error}")
             return
         known.how = "copy"
 

@@ -5,6 +5,7 @@ is over · 130 interrupted. Plain classes, because importing `dataclasses` takes
 a small file.
 """
 
+import errno
 from typing import Any, Final
 
 EXIT_CODES: Final = {
@@ -20,6 +21,17 @@ EXIT_CODES: Final = {
     "interrupted": 130,
 }
 """By reason; any other is 1. Part of the command's interface."""
+
+_DISK_REASONS: Final = {
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EROFS: "disk-read-only",
+}
+
+
+def disk_reason(error: OSError) -> str:
+    """The reason that an error of the file system stands for."""
+    return _DISK_REASONS.get(error.errno or 0, "disk-failed")
 
 
 class FileOutcome:

@@ -169,18 +169,23 @@ class TaskKeeper:
         task.confirmed |= 1 << piece
         self._piece_news(task)
 
-    def store_fetched(self, task: Task, piece: int, record: PieceRecord, supplier: HostId) -> bool:
+    def store_fetched(
+        self, task: Task, piece: int, record: PieceRecord, supplier: HostId | None
+    ) -> bool:
         """A piece came from a parent, fits its header and is written. False: the scheduler's list
-        contradicts the header, the piece is dropped and its sender is convicted."""
+        contradicts the header, the piece is dropped and its sender is convicted. `supplier` None:
+        the sender did not vouch for it, having no scheduler, and is never convicted."""
         if task.held >> piece & 1:
             return True
         listed = task.listed.get(piece)
         if listed is not None and listed != record.digest:
             self._state.emit(DropPieces(task_id=task.task_id, pieces=1 << piece))
-            self.convict(task, piece, supplier, Reason.PEER_CONTRADICTED)
+            if supplier is not None:
+                self.convict(task, piece, supplier, Reason.PEER_CONTRADICTED)
             return False
         self._hold(task, piece, record)
-        task.suppliers[piece] = supplier
+        if supplier is not None:
+            task.suppliers[piece] = supplier
         if listed is not None:
             task.confirmed |= 1 << piece
         self._piece_news(task)
@@ -262,6 +267,21 @@ class TaskKeeper:
             return task.held if task.phase in OPEN_PHASES else 0
         return task.confirmed & task.held
 
+    @staticmethod
+    def vouched(task: Task, piece: int) -> bool:
+        """Whether the scheduler's list, our own reading or the whole digest stands behind it."""
+        return task.phase is TaskPhase.SEALED or bool(task.confirmed >> piece & 1)
+
+    def take_back_unconfirmed(self) -> None:
+        """There is a scheduler again: pieces that were announced without one's confirmation are
+        withdrawn, and announced again when it comes."""
+        for task in self._state.tasks.values():
+            if task.phase is TaskPhase.SEALED:
+                continue
+            unsure = task.told & ~task.confirmed
+            task.told &= ~unsure
+            self._withdraw(task, unsure)
+
     def _queue_announcement(self, task: Task) -> None:
         self._to_announce[task.task_id] = task
         if self._announce_due_ns is None:
@@ -302,7 +322,8 @@ class TaskKeeper:
         if task.phase not in (TaskPhase.ACTIVE, TaskPhase.SEALED):
             return
         told, task.told = task.told, 0
-        task.held = task.confirmed = task.reported = 0
+        self._outbox.lost(task, task.held)
+        task.held = task.confirmed = 0
         task.records.clear()
         task.suppliers.clear()
         task.hash_attempt += 1
@@ -324,10 +345,10 @@ class TaskKeeper:
         gone &= task.held
         if not gone:
             return
+        self._outbox.lost(task, gone)
         geometry = task.descriptor.geometry
         task.held &= ~gone
         task.confirmed &= ~gone
-        task.reported &= ~gone
         told = task.told & gone
         task.told &= ~gone
         for piece in bitfield.pieces(gone):

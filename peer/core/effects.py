@@ -124,6 +124,9 @@ class FetchPiece:
     algorithm: str
     expected: bytes
     epoch: int
+    """The epoch that the header must name; another one ends the request with NOT_HELD."""
+    provisional: bool = False
+    """Epoch 0, of a parent without a scheduler that confirmed the piece, is accepted too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +185,7 @@ class ServePiece:
     length_bytes: int
     record: PieceRecord
     epoch: int
+    """0 for a piece that no scheduler confirmed: hosts that have one do not take it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

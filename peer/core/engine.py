@@ -336,6 +336,7 @@ class PeerEngine:
         assert self.state.session is not None
         self.state.session.ready = True
         self.state.session.scheduler_id = message.scheduler_id
+        self._keeper.take_back_unconfirmed()
         self.state.report_interval_ns = max(
             10 * MILLISECOND_NS, message.report_interval_ms * MILLISECOND_NS
         )

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 
 from peer.core.download import TaskKeeper
-from peer.core.effects import CancelFetch, FetchPiece
+from peer.core.effects import CancelFetch, DropPieces, FetchPiece
 from peer.core.events import FetchEnded, PieceRecord
 from peer.core.parents import ParentTable
 from peer.core.picker import pick
@@ -166,6 +166,7 @@ class Fetcher:
                 algorithm=task.descriptor.piece_digest,
                 expected=task.listed.get(piece, b""),
                 epoch=task.descriptor.epoch,
+                provisional=not self._state.scheduled,
             )
         )
         return True
@@ -218,11 +219,17 @@ class Fetcher:
         self._parents.delivered(link, fetch.length_bytes, fetch.sent_ns)
         if task.phase not in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             return
-        if event.epoch != task.descriptor.epoch:
+        if event.epoch != task.descriptor.epoch and (event.epoch or self._state.scheduled):
+            # Of a void epoch, or a piece that nobody confirmed while there is a scheduler again.
+            if not task.held >> fetch.piece & 1:
+                self._state.emit(DropPieces(task_id=task.task_id, pieces=1 << fetch.piece))
+            self._not_held(fetch)
+            self._all_dirty = True
             return
         task.peer_bytes += fetch.length_bytes
         record = PieceRecord(event.digest, event.lease_number, read_here=False)
-        kept = self._keeper.store_fetched(task, fetch.piece, record, link.host_id)
+        supplier = link.host_id if event.epoch else None
+        kept = self._keeper.store_fetched(task, fetch.piece, record, supplier)
         if not kept:
             self._all_dirty = True
             return

@@ -61,6 +61,12 @@ class Outbox:
         self._dirty_tasks[task.task_id] = task
         self._plan()
 
+    def lost(self, task: Task, gone: int) -> None:
+        """Pieces that the scheduler was told of turned out wrong or unreadable."""
+        task.lost |= gone & task.reported
+        task.reported &= ~gone
+        self.progressed(task)
+
     def send(self, *messages: HostMessage) -> None:
         """Sends at once, behind whatever was collected before. Dropped without a session."""
         session = self._state.session
@@ -198,10 +204,11 @@ class Outbox:
         progress = []
         for task in self._dirty_tasks.values():
             new = task.held & ~task.reported
-            if new:
+            lost, task.lost = task.lost & ~task.held, 0
+            if new or lost:
                 task.reported |= new
                 progress.append(
-                    Progress(task_id=task.task_id, epoch=task.descriptor.epoch, new=new)
+                    Progress(task_id=task.task_id, epoch=task.descriptor.epoch, new=new, lost=lost)
                 )
         self._dirty_tasks.clear()
         return progress

@@ -58,6 +58,8 @@ class Task:
     """What children were told of."""
     reported: int = 0
     """What the scheduler was told of in this session."""
+    lost: int = 0
+    """What the scheduler was told of and is held no longer."""
     listed: dict[int, bytes] = field(default_factory=dict)
     """The scheduler's digests by piece."""
     flying: dict[int, list[RequestId]] = field(default_factory=dict)

@@ -212,7 +212,7 @@ class Uploads:
                 offset_bytes=geometry.offset_bytes(piece),
                 length_bytes=geometry.length_bytes(piece),
                 record=task.records[piece],
-                epoch=task.descriptor.epoch,
+                epoch=task.descriptor.epoch if self._keeper.vouched(task, piece) else 0,
             )
         )
 

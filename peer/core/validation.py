@@ -35,9 +35,7 @@ def _validate_task(state: PeerState, keeper: "TaskKeeper", task: Task) -> None:
     assert not task.confirmed & ~task.held, f"{name}: confirmed pieces that are not held"
     assert not task.told & ~task.held, f"{name}: S3: told of pieces that are not held"
     if state.scheduled and task.phase is not TaskPhase.SEALED:
-        unsure = task.told & ~task.confirmed
-        # What was told while there was no scheduler stays told.
-        assert not unsure or state.session_lost_ns, f"{name}: S3: told of unconfirmed pieces"
+        assert not task.told & ~task.confirmed, f"{name}: S3: told of unconfirmed pieces"
     assert set(task.records) == set(bitfield.pieces(task.held)), f"{name}: records and held differ"
     for piece, digest in task.listed.items():
         if task.confirmed >> piece & 1 and not task.records[piece].read_here:

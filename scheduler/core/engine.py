@@ -366,6 +366,9 @@ class SchedulerEngine:
                 if size is not None:
                     new &= task.descriptor.geometry.all_pieces
                 self._swarms.holds(task, host_id, new)
+                if progress.lost:
+                    self._swarms.lost_some(task, host_id, progress.lost)
+                    self._leases.changed(task)
         for task in touched.values():
             self._swarms.listed(task)
         for end in report.lease_ends:

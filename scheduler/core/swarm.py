@@ -223,6 +223,13 @@ class Swarms:
         task.doubted.pop(host_id, None)
         task.recount()
 
+    def lost_some(self, task: Task, host_id: HostId, pieces: int) -> None:
+        """A host holds some pieces no longer."""
+        if host_id in task.holders:
+            task.holders[host_id] &= ~pieces
+            task.sealed.pop(host_id, None)
+            task.recount()
+
     def doubt(self, task: Task, host_id: HostId, pieces: int) -> bool:
         """A holder did not give pieces that it claims, or gave them wrong: they count as held only
         if somebody else holds them. Whether that uncovered any."""

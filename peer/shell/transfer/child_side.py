@@ -246,7 +246,7 @@ class _ParentConnection:
                 f"piece {effect.piece} has {effect.length_bytes} bytes, not {header.length_bytes}"
             )
         refusal = None
-        if header.epoch != effect.epoch:
+        if header.epoch != effect.epoch and (header.epoch or not effect.provisional):
             refusal = Reason.NOT_HELD
         elif effect.expected and header.digest != effect.expected:
             refusal = Reason.PEER_CONTRADICTED

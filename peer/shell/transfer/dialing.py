@@ -38,16 +38,13 @@ class Dialer:
         self._tls = tls
         self._on_closed = on_closed
 
-    async def dial(
-        self, host_id: HostId, addresses: Sequence[Address]
-    ) -> tuple[ParentLink, int]:
+    async def dial(self, host_id: HostId, addresses: Sequence[Address]) -> tuple[ParentLink, int]:
         """A connection on which the host answered, and the round trip to it in nanoseconds.
         Raises StreamLost with the reason that says most."""
         if not addresses:
             raise StreamLost(Reason.PEER_LOST, f"host {host_id!r} has no address")
         attempts = [
-            functools.partial(self._attempt, host_id, address)
-            for address in interleave(addresses)
+            functools.partial(self._attempt, host_id, address) for address in interleave(addresses)
         ]
         try:
             return await race(attempts, _discard)

@@ -113,6 +113,10 @@ class Outbound:
                 return job
         return None
 
+    def is_sending(self, child_request: int) -> bool:
+        """Whether this very piece is on its way."""
+        return self._job is not None and self._job.effect.child_request == child_request
+
     def take_all(self) -> list[PieceJob]:
         """Takes out every piece that was not sent whole: the connection is gone."""
         jobs = [self._job] if self._job is not None else []

@@ -365,9 +365,8 @@ class ParentLink:
         if fetch is None or fetch.phase is not _Phase.ASKED:
             raise ProtocolError(f"a piece for request {header.request_id}, which is not open")
         effect = fetch.effect
-        if (
-            header.length_bytes != effect.length_bytes
-            or len(header.digest) != PIECE_ALGORITHMS.get(effect.algorithm, len(header.digest))
+        if header.length_bytes != effect.length_bytes or len(header.digest) != PIECE_ALGORITHMS.get(
+            effect.algorithm, len(header.digest)
         ):
             detail = f"piece {effect.piece}: wrong length of its bytes or of its digest"
             self._finish(effect.request_id, Reason.PEER_PROTOCOL, detail, header)
@@ -436,9 +435,7 @@ class ParentLink:
         reason: Reason | None
         around = self._around
         try:
-            good = await around.offload(
-                verify_and_write, around.store, effect, header, buffer.view
-            )
+            good = await around.offload(verify_and_write, around.store, effect, header, buffer.view)
             reason, detail = (None, "") if good else (Reason.PEER_CORRUPT, "wrong bytes")
         except StoreError as error:
             reason, detail = error.reason, error.detail

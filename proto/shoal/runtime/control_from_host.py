@@ -305,6 +305,7 @@ def _report(message: Report) -> pb.Report:
                 task_id=progress.task_id,
                 epoch=progress.epoch,
                 new_stretches=fields.stretches_of(progress.new),
+                lost_stretches=fields.stretches_of(progress.lost),
             )
             for progress in message.progress
         ],
@@ -359,6 +360,7 @@ def _read_report(message: pb.Report) -> Report:
                 task_id=fields.task_id(progress.task_id),
                 epoch=fields.epoch(progress.epoch),
                 new=fields.stretches(progress.new_stretches),
+                lost=fields.stretches(progress.lost_stretches),
             )
             for progress in message.progress
         ),

@@ -521,22 +521,26 @@ class Progress(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     NEW_STRETCHES_FIELD_NUMBER: _builtins.int
+    LOST_STRETCHES_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     epoch: _builtins.int
     @_builtins.property
     def new_stretches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The pieces as stretches: first piece, count, first piece, count, ..."""
 
+    @_builtins.property
+    def lost_stretches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         new_stretches: _abc.Iterable[_builtins.int] | None = ...,
+        lost_stretches: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "new_stretches", b"new_stretches", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lost_stretches", b"lost_stretches", "new_stretches", b"new_stretches", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

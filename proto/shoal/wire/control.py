@@ -163,11 +163,13 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Pieces stored and verified since the last report. A mask of new pieces."""
+    """Pieces stored and verified since the last report, and pieces that are held no longer: two
+    masks."""
 
     task_id: TaskId
     epoch: int
     new: int
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
