@@ -7,12 +7,14 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.runtime import config as configuration
+from shoal.runtime.config_values import toml_value
 from shoal.runtime.logs import configure_logs
 from shoal.wire.errors import ShoalError, UsageError
 
@@ -54,11 +56,25 @@ def config_type(name: str) -> type[Any]:
     return SchedulerConfig
 
 
+def settings_text(kind: type[Any]) -> str:
+    """Every setting with what is legal, its unit, default and meaning: the end of `--help`."""
+    lines = ["settings, in the TOML file, the environment, or with --set:"]
+    for entry in configuration.options(kind):
+        unit = f" ({entry.unit})" if entry.unit else ""
+        default = entry.default_text.replace("`", "") or toml_value(entry.kind, entry.default)
+        lines += [
+            f"  {entry.key}  [{entry.environment_name}]",
+            f"      {entry.legal}{unit}; default {default}",
+            *textwrap.wrap(entry.help, 88, initial_indent=" " * 6, subsequent_indent=" " * 6),
+        ]
+    return "\n".join(lines)
+
+
 def parser(name: str) -> argparse.ArgumentParser:
     """The options; `--help` lists every setting with its unit and default."""
     parser = argparse.ArgumentParser(
         prog=f"shoal {name}",
-        epilog="settings:\n" + configuration.reference(config_type(name)),
+        epilog=settings_text(config_type(name)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     variable = f"{config_type(name).environment_prefix}_CONFIG"

@@ -259,8 +259,11 @@ def _watch(peers: list[Node], threads: list[threading.Thread]) -> None:
 def _tell(peers: list[Node], threads: list[threading.Thread]) -> None:
     """A line now and then, where nobody could see a table change."""
     began = time.monotonic()
-    while alive := [thread for thread in threads if thread.is_alive()]:
-        alive[0].join(TELL_INTERVAL_S)
+    ends = began
+    while any(thread.is_alive() for thread in threads):
+        ends += TELL_INTERVAL_S
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
         shares = [
             100 * node.outcome.received_bytes // (node.outcome.size_bytes or 1) for node in peers
         ]

@@ -87,6 +87,7 @@ class SchedulerEngine:
         self.state.now_ns = event.now_ns
         self.state.forget_past_wake_ups()
         self._handlers[type(event)](event)
+        self._do_what_is_due()
         self._leases.grant_all()
         self._swarms.push_parents()
         self._swarms.push_digests_if_due()
@@ -128,8 +129,6 @@ class SchedulerEngine:
         if host_id is None:
             return
         host = self.state.hosts[host_id]
-        if host.session != event.session:
-            return  # A newer stream of the same host took its place.
         host.session = None
         host.lost_ns = event.now_ns
         self._check_hosts_at(event.now_ns + self.state.limits.host_grace_ns)
@@ -153,7 +152,7 @@ class SchedulerEngine:
             elif host_id is None:
                 self._close(event.session, Reason.PEER_PROTOCOL, "the first message is Hello")
                 return
-            elif self.state.hosts[host_id].session == event.session:
+            else:
                 self._message_handlers[type(message)](host_id, message)
 
     def _hello(self, session: int, hello: msg.Hello) -> bool:
@@ -175,6 +174,8 @@ class SchedulerEngine:
         if known is not None and known.session is not None:
             self._close(known.session, Reason.PEER_LOST, "a newer stream of this host is here")
             state.drop_outgoing(known.session)
+            # Nothing that it still says counts, and the host may be gone before its stream is.
+            del state.sessions[known.session]
         self._register(session, hello, known)
         interval_ns = max(
             state.limits.report_interval_min_ns,
@@ -497,6 +498,10 @@ class SchedulerEngine:
         self.state.wake_at(when_ns)
 
     def _tick(self, _event: ev.Tick) -> None:
+        """Nothing of its own: what is due is done behind every event."""
+
+    def _do_what_is_due(self) -> None:
+        """Any event may be the first behind a deadline, and no other tick is asked for then."""
         self._leases.tick()
         self._sources.tick()
         if self._next_host_check_ns is None or self._next_host_check_ns > self.state.now_ns:

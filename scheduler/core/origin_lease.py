@@ -18,6 +18,9 @@ from shoal.wire.limits import MIB, MILLISECOND_NS, SECOND_NS
 WINDOW_START_BYTES = 4 * MIB
 """A host's first window: one small file whole, a second or so of a slow origin."""
 
+LEASE_BYTES_MIN = 1 * MIB
+"""Where the window allows it no lease is smaller: each costs the origin a request."""
+
 LEASE_GRACE_NS = 1 * SECOND_NS
 """A host whose stream broke keeps its leases so long: a new stream takes less."""
 
@@ -123,12 +126,12 @@ class LeaseOffice:
         run_bytes = geometry.run_pieces * geometry.piece_length_bytes
         # A lone reader has nobody to end together with; several leave room to even out.
         parts = 2 * readers if readers > 1 else 1
-        share_bytes = free.bit_count() * geometry.piece_length_bytes // parts
-        window = min(reader.window_bytes, max(share_bytes, run_bytes))
+        left_bytes = free.bit_count() * geometry.piece_length_bytes + outstanding
+        window = min(reader.window_bytes, max(left_bytes // parts, run_bytes))
         window = max(window, self._state.limits.lease_window_runs_min * run_bytes)
         if outstanding and outstanding + run_bytes > window:
             return False
-        part_bytes = max(run_bytes, min(window - outstanding, max(window // 2, run_bytes)))
+        part_bytes = min(window - outstanding, max(window // 2, run_bytes, LEASE_BYTES_MIN))
         first = bitfield.lowest(free)
         count = min(
             bitfield.prefix(free >> first), max(1, part_bytes // geometry.piece_length_bytes)

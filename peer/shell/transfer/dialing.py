@@ -51,8 +51,8 @@ class Dialer:
         except AllFailed as failed:
             reasons = [error.reason for error in failed.errors if isinstance(error, StreamLost)]
             # That somebody answered wrongly says more than that somebody did not answer.
-            telling = [reason for reason in reasons if reason is not Reason.PEER_LOST]
-            raise StreamLost((telling or [Reason.PEER_LOST])[0], str(failed)) from failed
+            telling = (reason for reason in reasons if reason is not Reason.PEER_LOST)
+            raise StreamLost(next(telling, Reason.PEER_LOST), str(failed)) from failed
 
     async def _attempt(self, host_id: HostId, address: Address) -> tuple[ParentLink, int]:
         clock = self._around.clock

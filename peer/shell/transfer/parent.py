@@ -65,7 +65,7 @@ _REFUSALS: Final = frozenset(
         Reason.PEER_REFUSED,
     }
 )
-"""What a parent may give as its reason. Any other (our own disk's state, say) is not its to tell."""
+"""What a parent may give as its reason; another one (a full disk, say) is not its to tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,7 @@ class ParentLink:
         self._receipt: _Receipt | None = None
         self._storing = 0
         self._end: tuple[Reason, str] | None = None
+        self._settled = False
         self.connection = Connection(
             stream,
             self,
@@ -371,7 +372,8 @@ class ParentLink:
             detail = f"piece {effect.piece}: wrong length of its bytes or of its digest"
             self._finish(effect.request_id, Reason.PEER_PROTOCOL, detail, header)
             raise ProtocolError(detail)
-        if header.epoch != effect.epoch:
+        # Epoch 0: the parent holds the piece without anybody's word on its digest.
+        if header.epoch != effect.epoch and (header.epoch or not effect.provisional):
             # No lie: the news of the new epoch reaches hosts at different times.
             self._reject(effect, Reason.NOT_HELD, f"the parent holds epoch {header.epoch}", header)
         elif effect.expected and header.digest != effect.expected:
@@ -488,14 +490,17 @@ class ParentLink:
         self._cancels.clear()
         self._abandoned.clear()
         self._forget_receipt()
-        for request_id, fetch in list(self._fetches.items()):
-            if fetch.phase is not _Phase.STORING:
+        for request_id in list(self._fetches):
+            # The core may have cancelled it meanwhile: an answer makes it act at once.
+            fetch = self._fetches.get(request_id)
+            if fetch is not None and fetch.phase is not _Phase.STORING:
                 self._finish(request_id, Reason.PEER_LOST, detail)
         self._settle()
 
     def _settle(self) -> None:
-        if self._end is None or self._storing or self._connection_id is None:
+        if self._end is None or self._storing or self._connection_id is None or self._settled:
             return
+        self._settled = True
         reason, detail = self._end
         self._around.post(
             ParentClosed(

@@ -6,7 +6,7 @@ Carries out the core's `Connect`, `Disconnect`, `OpenChannel`, `CloseChannel`, `
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from peer.core.effects import (
@@ -36,9 +36,10 @@ CLOSE_TIMEOUT_S: Final = 10.0
 
 
 class ParentConnections:
-    """All connections to parents. Made and used on the event loop's thread. `connection_numbers`
+    """All connections to parents. Made and used on the event loop's thread. `next_connection_id`
     is shared with the piece port, so that no number is used twice; `post` may be called while a
-    method runs. Close it before its supervisor."""
+    method runs, and may call methods. Close it before its supervisor. `ssl_context` None:
+    plaintext."""
 
     def __init__(
         self,
@@ -51,14 +52,14 @@ class ParentConnections:
         clock: Clock,
         post: Callable[[AnyEvent], None],
         supervisor: Supervisor,
-        connection_numbers: Iterator[int],
-        tls: ssl.SSLContext | None = None,
+        next_connection_id: Callable[[], ConnectionId],
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._clock = clock
         self._post = post
         self._supervisor = supervisor
-        self._numbers = connection_numbers
+        self._next_connection_id = next_connection_id
         self._pacer = Pacer(download_limiter, loop)
         # Frames alone are sent to parents, and frames are not counted.
         self._unpaced = Pacer(RateLimiter(0, clock), loop)
@@ -75,7 +76,7 @@ class ParentConnections:
             sending=self._unpaced,
             scratch=memoryview(bytearray(SCRATCH_BYTES)),
         )
-        self._dialer = Dialer(around, tls, self._gone)
+        self._dialer = Dialer(around, ssl_context, self._gone)
         self._links: dict[ConnectionId, ParentLink] = {}
         self._dialing: dict[int, tuple[HostId, Running]] = {}
         self._dials = 0
@@ -115,7 +116,7 @@ class ParentConnections:
         elif link.connection.closed:
             self._connect_failed(effect.host_id, Reason.PEER_LOST, "closed after the hello")
         else:
-            connection_id = ConnectionId(next(self._numbers))
+            connection_id = self._next_connection_id()
             link.adopt(connection_id)
             self._links[connection_id] = link
             self._post(

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from peer.core.effects import (
@@ -27,9 +27,9 @@ from peer.shell.transfer.child import ChildLink, Lender, PortSurroundings, serve
 from peer.shell.transfer.inbound import SCRATCH_BYTES
 from peer.shell.transfer.pacing import Pacer
 from peer.shell.transfer.stream import PlainStream, Stream, TlsStream
+from shoal.runtime import net
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
-from shoal.runtime.net import listen, local_address, tune
 from shoal.runtime.rates import RateLimiter
 from shoal.wire import bitfield, frames
 from shoal.wire.control import Address
@@ -47,30 +47,30 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 class PiecePort:
     """All connections from children. Made and used on the event loop's thread. Listens on every
-    address of `listen_on` (port 0: any free one); `tls` None: plaintext. `post` may be called
-    while a method runs."""
+    address of `listen` (IP and port; port 0: any free one); `ssl_context` None: plaintext. `post`
+    may be called while a method runs, and may call methods."""
 
     def __init__(
         self,
         *,
         host_id: HostId,
-        listen_on: tuple[Address, ...],
+        listen: tuple[tuple[str, int], ...],
         store: Lender,
         upload_limiter: RateLimiter,
         clock: Clock,
         post: Callable[[AnyEvent], None],
-        connection_numbers: Iterator[int],
+        next_connection_id: Callable[[], ConnectionId],
         connections_max: int = 1024,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._listen_on = listen_on
+        self._listen_on = tuple(Address(ip, port) for ip, port in listen)
         self._loop = loop
         self._clock = clock
         self._post = post
-        self._numbers = connection_numbers
+        self._next_connection_id = next_connection_id
         self._connections_max = connections_max
-        self._tls = tls
+        self._ssl_context = ssl_context
         self._log = Log(__name__)
         self._pacer = Pacer(upload_limiter, loop)
         self._around = PortSurroundings(
@@ -98,7 +98,7 @@ class PiecePort:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where it listens, with the ports that were chosen."""
-        return tuple(local_address(listener) for listener in self._listeners)
+        return tuple(net.local_address(listener) for listener in self._listeners)
 
     @property
     def sent_bytes(self) -> int:
@@ -110,7 +110,7 @@ class PiecePort:
         """Begins to listen on all addresses. Raises UsageError if one of them cannot be had."""
         try:
             for address in self._listen_on:
-                self._listeners.append(listen(address))
+                self._listeners.append(net.listen(address))
         except UsageError:
             for listener in self._listeners:
                 listener.close()
@@ -232,18 +232,18 @@ class PiecePort:
 
     def _welcome(self, accepted: socket.socket) -> None:
         try:
-            accepted.setblocking(False)
-            tune(accepted)
+            accepted.settimeout(0)
+            net.tune(accepted)
             stream: Stream
-            if self._tls is None:
+            if self._ssl_context is None:
                 stream = PlainStream(accepted)
             else:
-                stream = TlsStream(accepted, self._tls, server_side=True)
+                stream = TlsStream(accepted, self._ssl_context, server_side=True)
         except OSError as error:
             accepted.close()
             self._log.debug("a child was gone at once", error=error.strerror)
             return
-        connection_id = ConnectionId(next(self._numbers))
+        connection_id = self._next_connection_id()
         link = ChildLink(connection_id, stream, self._around, self._gone)
         self._links[connection_id] = link
         link.connection.start()

@@ -49,8 +49,8 @@ def family_of(address: Address) -> socket.AddressFamily:
 
 def new_socket(address: Address) -> socket.socket:
     """A non-blocking TCP socket of the address' family. Raises OSError."""
-    made = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    made.setblocking(False)
+    made = socket.socket(family_of(address), socket.SOCK_STREAM)
+    made.settimeout(0)
     return made
 
 
