@@ -81,9 +81,11 @@ class TaskKeeper:
             if descriptor != task.descriptor:
                 task.next_descriptor = descriptor
         elif task.phase is TaskPhase.FAILED:
-            task.descriptor = descriptor
             task.origin_failures = 0
-            self._open(task)
+            task.phase = TaskPhase.ACTIVE
+            self._take_over(task, descriptor)
+            if not self._is_opening(task):
+                self._open(task)
         elif task.phase is not TaskPhase.SEALED:
             self._take_over(task, descriptor)
         return task
@@ -92,10 +94,15 @@ class TaskKeeper:
         old = task.descriptor
         if descriptor.epoch < old.epoch:
             return
+        sizes = {descriptor.geometry.size_bytes, old.geometry.size_bytes} - {None}
         same_cut = (
             descriptor.geometry.piece_length_bytes == old.geometry.piece_length_bytes
             and descriptor.piece_digest == old.piece_digest
+            and len(sizes) < 2
         )
+        if not same_cut or descriptor.epoch > old.epoch:
+            # Requests of the old cut or epoch bring nothing, and parents must tell anew.
+            self._on_abandon(task)
         if not same_cut:
             self._state.emit(
                 Noted(
@@ -111,6 +118,9 @@ class TaskKeeper:
         if descriptor.geometry.size_bytes is None and old.geometry.size_bytes is not None:
             descriptor = replace(descriptor, geometry=old.geometry)
         if descriptor != old:
+            if descriptor.geometry.size_bytes is not None:
+                # Only a liar can have sent pieces from behind the end.
+                self._drop(task, task.held & ~descriptor.geometry.all_pieces)
             task.descriptor = descriptor
             self._open(task)
 
@@ -177,6 +187,9 @@ class TaskKeeper:
         the sender did not vouch for it, having no scheduler, and is never convicted."""
         if task.held >> piece & 1:
             return True
+        geometry = task.descriptor.geometry
+        if geometry.size_bytes is not None and piece >= geometry.piece_count:
+            return False  # Asked for before the size was known: there is no such piece.
         listed = task.listed.get(piece)
         if listed is not None and listed != record.digest:
             self._state.emit(DropPieces(task_id=task.task_id, pieces=1 << piece))
@@ -328,6 +341,7 @@ class TaskKeeper:
         task.suppliers.clear()
         task.hash_attempt += 1
         task.hashed_to_bytes = 0
+        task.computed_digest = ""
         self._withdraw(task, told)
         self._on_abandon(task)
         self._open(task)
@@ -359,6 +373,7 @@ class TaskKeeper:
         if geometry.offset_bytes(bitfield.lowest(gone)) < task.hashed_to_bytes:
             task.hash_attempt += 1
             task.hashed_to_bytes = 0
+            task.computed_digest = ""
 
     def new_epoch(self, task: Task, epoch: int) -> None:
         """The scheduler voided the present epoch: drop everything and open the next one."""
@@ -372,6 +387,7 @@ class TaskKeeper:
         self._drop(task, task.held)
         task.hash_attempt += 1
         task.hashed_to_bytes = 0
+        task.computed_digest = ""
         task.readable_to_bytes = 0
         task.phase = TaskPhase.ACTIVE
 

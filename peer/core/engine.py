@@ -259,6 +259,8 @@ class PeerEngine:
         self._removals.setdefault(event.task_id, []).append(event.request_id)
         if task.phase is TaskPhase.REMOVING:
             return
+        # The scheduler may have given it a lease although nobody here wants it any more.
+        self._task_over(task)
         task.phase = TaskPhase.REMOVING
         # Withdraw, then delete: nobody may be promised what is about to go.
         self._outbox.send(msg.Withdrawn(task_id=event.task_id, generation=self.state.generation))
@@ -294,6 +296,8 @@ class PeerEngine:
             fresh.watchers = watchers
             fresh.origin_allowed = task.origin_allowed
             fresh.credential = task.credential
+            fresh.streaming = task.streaming
+            fresh.priority = task.priority
         else:
             self.state.stories.pop(event.task_id, None)
 
@@ -377,8 +381,6 @@ class PeerEngine:
         if task is None or message.epoch <= task.descriptor.epoch:
             return
         if task.phase in (TaskPhase.ACTIVE, TaskPhase.CHECKING, TaskPhase.SEALING):
-            self._reads.task_over(task)
-            self._fetcher.cancel_task(task)
             self._keeper.new_epoch(task, message.epoch)
 
     def _redirected(self, message: msg.Redirected) -> None:

@@ -100,6 +100,8 @@ class Fetcher:
             depth = self._depth(link, task)
             while len(link.requests) < depth:
                 candidates = channel.held & ~task.held & ~task.flying_mask & ~task.reading_mask
+                if task.descriptor.geometry.size_bytes is not None:
+                    candidates &= task.missing  # A parent may have told of pieces behind the end.
                 if not candidates:
                     candidates = self._endgame(link, task, channel.held)
                     if not candidates:

@@ -53,6 +53,7 @@ class RunningRead:
     pieces: int
     """What it will still bring (for an unknown size: 0)."""
     reserved_bytes: int
+    piece_length_bytes: int
     stored: int = 0
     cancelled: bool = False
 
@@ -226,10 +227,11 @@ class OriginReads:
         limits = self._state.limits
         if self._running() >= limits.origin_reads_max:
             return False
-        reserved = READ_BUFFER_PIECES * task.descriptor.geometry.piece_length_bytes
+        length = task.descriptor.geometry.piece_length_bytes
+        reserved = READ_BUFFER_PIECES * length
         request_id = self._state.next_request_id()
         pieces = 0 if count is None else bitfield.mask_of(first, count) & ~task.held
-        self._reads[request_id] = RunningRead(request_id, right, task, pieces, reserved)
+        self._reads[request_id] = RunningRead(request_id, right, task, pieces, reserved, length)
         self._state.in_flight_bytes += reserved
         task.reading_mask |= pieces
         self._state.emit(
@@ -312,9 +314,11 @@ class OriginReads:
         task.origin_bytes += event.length_bytes
         if task.phase not in (TaskPhase.ACTIVE, TaskPhase.OPENING) or task.held & bit:
             return
+        geometry = task.descriptor.geometry
         if task.descriptor.epoch != right.epoch:
             return
-        geometry = task.descriptor.geometry
+        if geometry.piece_length_bytes != read.piece_length_bytes:
+            return  # The task is cut in another way since.
         if geometry.size_bytes is None and event.length_bytes < geometry.piece_length_bytes:
             # The short last piece of a content of unknown size: the end of this read tells it.
             self._keeper.seal_size(task, geometry.offset_bytes(event.piece) + event.length_bytes)
@@ -405,12 +409,6 @@ class OriginReads:
     def reserved_bytes(self) -> int:
         """Buffers that running reads may use."""
         return sum(read.reserved_bytes for read in self._reads.values())
-
-    def forget_leases(self) -> None:
-        """The scheduler that gave the leases is another one now and does not want them."""
-        for right in list(self._leases.values()):
-            self._cancel_reads(right)
-        self._leases.clear()
 
 
 def retry_delay_ns(state: PeerState, failures: int, retry_after_ms: int) -> int:

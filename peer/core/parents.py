@@ -126,8 +126,10 @@ class ParentTable:
                 self._close_channel(link, task_id)
             if not link.collections:
                 self._state.emit(Disconnect(connection_id=link.connection_id))
-        elif link.phase is LinkPhase.IDLE and not link.collections and not link.strikes:
-            del self._state.links[link.host_id]
+        elif link.phase is LinkPhase.IDLE and not link.collections:
+            quiet_ns = self._state.now_ns - link.last_strike_ns
+            if not link.strikes or quiet_ns > self._state.limits.strike_memory_ns:
+                del self._state.links[link.host_id]
 
     def _connect(self, link: Link) -> None:
         if link.quarantined_until_ns > self._state.now_ns:

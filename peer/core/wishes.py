@@ -178,6 +178,8 @@ class Wishes:
             wish = download.wishes.get(source.source_id)
             if wish is not None and not wish.ended:
                 return
+        # Whoever wants the source again does not get the answer of a cancelled stat.
+        del self._stats[(source.source_id, source.credential)]
         self._state.emit(CancelOrigin(request_id=stat.request_id))
 
     # ------------------------------------------------------------ resolving
@@ -205,7 +207,7 @@ class Wishes:
             else:
                 self._wake_after_grace()
             return
-        if source.credential or self._state.on_our_own:
+        if self._state.on_our_own or (source.credential and not accepted):
             self._stat(source, for_scheduler=False)
         elif not self._state.scheduled:
             self._wake_after_grace()

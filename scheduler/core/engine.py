@@ -17,7 +17,7 @@ from scheduler.core.swarm import Swarms
 from scheduler.core.validation import validate
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
-from shoal.wire.ids import Dice, HostId, SourceId
+from shoal.wire.ids import Dice, HostId, SourceId, TaskId
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
 
 SETTLE_NS = 1 * SECOND_NS
@@ -55,13 +55,19 @@ class SchedulerEngine:
             token_source=token_source,
             piece_digest=piece_digest,
         )
-        self._leases = LeaseOffice(self.state, on_hopeless=self._hopeless)
+        self._leases = LeaseOffice(
+            self.state,
+            on_hopeless=self._hopeless,
+            on_unproven=lambda source, host_id: self._sources.prove(source, host_id),
+        )
         self._swarms = Swarms(self.state)
         self._sources = SourceBook(
             self.state,
             on_served=self._served,
             on_gone=self._gone,
             on_right=self._leases.source_checked,
+            on_no_right=self._leases.exclude,
+            on_replaced=self._replaced,
         )
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ev.HostConnected: self._connected,
@@ -198,10 +204,12 @@ class SchedulerEngine:
         state = self.state
         host_id = hello.host.host_id
         host = Host(info=hello.host, generation=hello.generation, session=session)
+        lost: list[TaskId] = []
         if known is not None:
+            lost = list(known.holdings)
             for collection_id in list(known.collections):
                 self._leave(host_id, msg.Leave(collection_id=collection_id), keep_leases=True)
-            for task_id in list(known.holdings):
+            for task_id in lost:
                 self._swarms.lost(state.tasks[task_id], host_id)
         state.hosts[host_id] = host
         state.sessions[session] = host_id
@@ -210,6 +218,10 @@ class SchedulerEngine:
         self._swarms.host_back(host_id)
         for held in hello.leases:
             self._leases.adopt(host_id, held)
+        for task_id in (*lost, *(holding.descriptor.task_id for holding in hello.holdings)):
+            task = state.tasks.get(task_id)
+            if task is not None and not any(reader.leases for reader in task.readers.values()):
+                self._forget_if_idle(task)
 
     def _adopt_holding(self, host_id: HostId, holding: msg.Holding) -> None:
         descriptor = holding.descriptor
@@ -249,7 +261,10 @@ class SchedulerEngine:
     def _join(self, host_id: HostId, join: msg.Join) -> None:
         host = self.state.hosts[host_id]
         limits = self.state.limits
-        if len(host.collections) >= limits.collections_per_host_max or (
+        if (
+            join.collection_id not in host.collections
+            and len(host.collections) >= limits.collections_per_host_max
+        ) or (
             join.collection_id not in self.state.collections
             and len(self.state.collections) >= limits.collections_max
         ):
@@ -294,9 +309,9 @@ class SchedulerEngine:
 
     def _forget_waiting(self, host_id: HostId, source_id: SourceId) -> None:
         source = self.state.sources[source_id]
-        source.waiting.pop(host_id, None)
+        waiting = source.waiting.pop(host_id)
         source.asked.pop(host_id, None)
-        task = None if source.task_id is None else self.state.tasks.get(source.task_id)
+        task = None if waiting.task_id is None else self.state.tasks.get(waiting.task_id)
         if task is not None:
             task.wanted.pop(host_id, None)
 
@@ -312,11 +327,30 @@ class SchedulerEngine:
         if source is None or source.waiting:
             return
         task = None if source.task_id is None else self.state.tasks.get(source.task_id)
-        if task is not None and (task.holders or task.wanted):
-            return
         if task is not None:
+            self._forget_if_idle(task)
+        else:
+            self._forget_source(source_id)
+
+    def _forget_if_idle(self, task: Task) -> None:
+        if task.holders or task.wanted:
+            return
+        source = self.state.sources.get(task.descriptor.source_id)
+        if source is None or source.task_id != task.task_id:
             self._forget_task(task)
+        elif not source.waiting:
+            self._forget_task(task)
+            self._forget_source(source.source_id)
+
+    def _forget_source(self, source_id: SourceId) -> None:
         del self.state.sources[source_id]
+        self.state.stories.pop(source_id, None)
+
+    def _replaced(self, task_id: TaskId) -> None:
+        """A source leads to this task no longer: it stays only while somebody has or fetches it."""
+        task = self.state.tasks.get(task_id)
+        if task is not None:
+            self._forget_if_idle(task)
 
     def _forget_task(self, task: Task) -> None:
         for reader in task.readers.values():
@@ -337,6 +371,9 @@ class SchedulerEngine:
         task.wanted.pop(host_id, None)
         self._leases.release(task, host_id)
         self._leases.changed(task)
+        source = self.state.sources.get(task.descriptor.source_id)
+        if source is None or source.task_id != task.task_id:
+            self._forget_if_idle(task)
 
     def _hopeless(self, task: Task, reason: Reason, detail: str) -> None:
         """What is missing can be had from nobody."""
@@ -346,7 +383,7 @@ class SchedulerEngine:
         source = self.state.sources.get(task.descriptor.source_id)
         task.origin_failures = 0
         if source is not None:
-            self._sources.fail(source, reason, detail)
+            self._sources.fail(source, reason, detail, task.task_id)
 
     # ------------------------------------------------------------ reports
 
@@ -482,7 +519,7 @@ class SchedulerEngine:
             return
         self._swarms.lost(task, host_id)
         self._leases.changed(task)
-        self._forget_source_if_idle(task.descriptor.source_id)
+        self._forget_if_idle(task)
 
     def _digest_list(self, host_id: HostId, answer: msg.DigestList) -> None:
         self._leases.listed_by_holder(host_id, answer)
@@ -528,4 +565,5 @@ class SchedulerEngine:
             task = self.state.tasks.get(task_id)
             if task is not None:
                 self._leases.changed(task)
-                self._forget_source_if_idle(task.descriptor.source_id)
+        for task in list(self.state.tasks.values()):
+            self._forget_if_idle(task)

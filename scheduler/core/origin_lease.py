@@ -35,13 +35,19 @@ RETRY_BASE_MS = 200
 
 class LeaseOffice:
     """Grants, renews and takes back leases. `on_hopeless(task, reason, detail)`: nobody can read
-    what is missing."""
+    what is missing. `on_unproven(source, host)`: the host's verdict expired, ask the origin anew;
+    gives the time to look again."""
 
     def __init__(
-        self, state: SchedulerState, *, on_hopeless: Callable[[Task, Reason, str], None]
+        self,
+        state: SchedulerState,
+        *,
+        on_hopeless: Callable[[Task, Reason, str], None],
+        on_unproven: Callable[[Source, HostId], int],
     ) -> None:
         self._state = state
         self._on_hopeless = on_hopeless
+        self._on_unproven = on_unproven
         self._dirty: dict[str, Task] = {}
         self._next_check_ns: int | None = None
 
@@ -97,14 +103,15 @@ class LeaseOffice:
             reader = task.readers.get(host_id)
             if host.session is None or waiting is None or not waiting.member.origin_allowed:
                 continue
-            if not self._state.may_read(source, host_id):
-                continue
             if reader is not None:
                 if reader.excluded:
                     continue
                 if reader.retry_at_ns > self._state.now_ns:
                     self._check_at(reader.retry_at_ns)
                     continue
+            if not self._state.may_read(source, host_id):
+                self._check_at(self._on_unproven(source, host_id))
+                continue
             eligible.append(host_id)
             if len(eligible) == self._state.limits.origin_hosts_max:
                 break
@@ -413,6 +420,13 @@ class LeaseOffice:
         self._state.send(host_id, msg.Leases(revoked=tuple(reader.leases)))
         for number in reader.leases:
             self._take_back(self._state.leases[number])
+
+    def exclude(self, task: Task, host_id: HostId, detail: str) -> None:
+        """The origin does not let a host read the task any more."""
+        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+        reader.excluded = True
+        task.last_failure = detail
+        self.changed(task)
 
     def void(self, task: Task) -> None:
         """A new epoch: all leases of the old one are void."""

@@ -22,7 +22,9 @@ STAT_RETRY_BASE_MS = 250
 
 class SourceBook:
     """Keeps sources and tasks' descriptors. `on_served(task, host, collection)`: a host may have
-    a task and takes part in its swarm; `on_gone(task, host)`: no longer."""
+    a task and takes part in its swarm; `on_gone(task, host)`: no longer; `on_right(source)`: a
+    right was proven; `on_no_right(task, host, detail)`: one that fetches may not read any more;
+    `on_replaced(task_id)`: no source leads to the task any more."""
 
     def __init__(
         self,
@@ -31,11 +33,15 @@ class SourceBook:
         on_served: Callable[[Task, HostId, Waiting], None],
         on_gone: Callable[[Task, HostId], None],
         on_right: Callable[[Source], None],
+        on_no_right: Callable[[Task, HostId, str], None],
+        on_replaced: Callable[[TaskId], None],
     ) -> None:
         self._state = state
         self._on_served = on_served
         self._on_gone = on_gone
         self._on_right = on_right
+        self._on_no_right = on_no_right
+        self._on_replaced = on_replaced
         self._next_check_ns: int | None = None
 
     # ------------------------------------------------------------ waiting
@@ -65,11 +71,14 @@ class SourceBook:
             return
         waiting = source.waiting.pop(host_id, None)
         source.asked.pop(host_id, None)
-        if waiting is not None and waiting.served and source.task_id is not None:
-            task = self._state.tasks.get(source.task_id)
-            if task is not None:
-                self._on_gone(task, host_id)
+        if waiting is not None:
+            self._end_service(host_id, waiting)
         self.resolve(source)
+
+    def _end_service(self, host_id: HostId, waiting: Waiting) -> None:
+        task = None if waiting.task_id is None else self._state.tasks.get(waiting.task_id)
+        if task is not None:
+            self._on_gone(task, host_id)
 
     def resolve(self, source: Source) -> None:
         """Serves the hosts that may have the source, and asks for what must be known first."""
@@ -95,6 +104,7 @@ class SourceBook:
     def _serve(self, source: Source, host_id: HostId, waiting: Waiting) -> None:
         assert source.task_id is not None
         waiting.served = True
+        waiting.task_id = source.task_id
         self._on_served(self._state.tasks[source.task_id], host_id, waiting)
 
     # ------------------------------------------------------------ stats
@@ -117,11 +127,23 @@ class SourceBook:
                 continue
             if source.asked and (not self._known(source) or source.public):
                 continue  # The answer that is on its way may serve this host as well.
-            deadline_ns = now_ns + self._state.limits.stat_ttl_ns
-            source.asked[host_id] = deadline_ns
-            self._check_at(deadline_ns)
-            self._state.stats_asked += 1
-            self._state.send(host_id, msg.StatWanted(source_id=source.source_id))
+            self._ask_host(source, host_id)
+
+    def _ask_host(self, source: Source, host_id: HostId) -> None:
+        deadline_ns = self._state.now_ns + self._state.limits.stat_ttl_ns
+        source.asked[host_id] = deadline_ns
+        self._check_at(deadline_ns)
+        self._state.stats_asked += 1
+        self._state.send(host_id, msg.StatWanted(source_id=source.source_id))
+
+    def prove(self, source: Source, host_id: HostId) -> int:
+        """A host's verdict expired while it fetches: only the origin can renew it. Returns when to
+        look again at the latest."""
+        if source.retry_at_ns > self._state.now_ns:
+            return source.retry_at_ns
+        if host_id not in source.asked:
+            self._ask_host(source, host_id)
+        return source.asked[host_id]
 
     def _serve_without_origin(self, source: Source, host_id: HostId, waiting: Waiting) -> None:
         """A host that must not use the origin waits for others; nobody else there: no source."""
@@ -151,17 +173,15 @@ class SourceBook:
         if waiting is None:
             self._ask(source)
         elif answer.outcome is None:
-            self._accepted(source, host_id, waiting, answer)
+            self._accepted(source, host_id, answer)
         elif answer.outcome is Reason.CANCELLED:
             self._ask(source)
         elif answer.outcome in TRANSIENT_ORIGIN:
-            self._unreachable(source, answer)
+            self._unreachable(source, host_id, waiting, answer)
         else:
             self._refused(source, host_id, waiting, answer)
 
-    def _accepted(
-        self, source: Source, host_id: HostId, waiting: Waiting, answer: msg.StatAnswer
-    ) -> None:
+    def _accepted(self, source: Source, host_id: HostId, answer: msg.StatAnswer) -> None:
         source.failures = 0
         source.verdicts[host_id] = self._state.now_ns + self._state.limits.verdict_ttl_ns
         source.checked_ns = self._state.now_ns
@@ -187,8 +207,7 @@ class SourceBook:
             )
             self._fail_host(source, host_id, Reason.ORIGIN_INVALID, detail)
             return
-        source.task_id = task_id
-        del waiting
+        self._lead_to(source, task_id)
         self._on_right(source)
         self.resolve(source)
 
@@ -217,7 +236,9 @@ class SourceBook:
         self._state.tasks[descriptor.task_id] = task
         return task
 
-    def _unreachable(self, source: Source, answer: msg.StatAnswer) -> None:
+    def _unreachable(
+        self, source: Source, host_id: HostId, waiting: Waiting, answer: msg.StatAnswer
+    ) -> None:
         task = None if source.task_id is None else self._state.tasks.get(source.task_id)
         if task is not None and source.public and task.sealed:
             # The swarm has a whole copy that everybody may read: better than nothing.
@@ -229,15 +250,22 @@ class SourceBook:
                     reason=answer.outcome,
                 )
             )
-            for host_id, waiting in list(source.waiting.items()):
-                if not waiting.served:
-                    self._serve(source, host_id, waiting)
+            for other, wait in list(source.waiting.items()):
+                if not wait.served:
+                    self._serve(source, other, wait)
             return
         source.failures += 1
         if source.failures > STAT_FAILURES_MAX:
             assert answer.outcome is not None
             source.failures = 0
-            self.fail(source, answer.outcome, answer.detail)
+            if waiting.served:
+                self._lose_right(host_id, waiting, answer.detail)
+            elif any(wait.served for wait in source.waiting.values()):
+                # Those who fetch go on: what they may read was decided before.
+                for other in [one for one, wait in source.waiting.items() if not wait.served]:
+                    self._fail_host(source, other, answer.outcome, answer.detail)
+            else:
+                self.fail(source, answer.outcome, answer.detail)
             return
         pause_ms = max(answer.retry_after_ms, STAT_RETRY_BASE_MS << source.failures)
         source.retry_at_ns = self._state.now_ns + pause_ms * MILLISECOND_NS
@@ -254,10 +282,17 @@ class SourceBook:
             if not wait.served
             and (other == host_id or (answer.anonymous and wait.member.anonymous))
         ]
-        del waiting
+        if waiting.served:
+            self._lose_right(host_id, waiting, answer.detail)
         for other in same:
             self._fail_host(source, other, answer.outcome, answer.detail)
         self._ask(source)
+
+    def _lose_right(self, host_id: HostId, waiting: Waiting, detail: str) -> None:
+        """It was let in before and goes on with the swarm, but it reads no more."""
+        task = None if waiting.task_id is None else self._state.tasks.get(waiting.task_id)
+        if task is not None:
+            self._on_no_right(task, host_id, detail)
 
     # ------------------------------------------------------------ failing
 
@@ -275,19 +310,27 @@ class SourceBook:
                 detail=detail,
             ),
         )
-        if waiting.served and source.task_id is not None:
-            task = self._state.tasks.get(source.task_id)
-            if task is not None:
-                self._on_gone(task, host_id)
+        self._end_service(host_id, waiting)
 
-    def fail(self, source: Source, reason: Reason, detail: str) -> None:
-        """The source cannot be had by anybody who waits for it."""
+    def fail(
+        self, source: Source, reason: Reason, detail: str, task_id: TaskId | None = None
+    ) -> None:
+        """The source cannot be had by anybody who waits for it; with a `task_id`, hosts that fetch
+        another task of the same URL go on."""
         self._state.tell(source.source_id, f"failed: {reason.value}")
-        for host_id in list(source.waiting):
-            self._fail_host(source, host_id, reason, detail)
+        for host_id, waiting in list(source.waiting.items()):
+            if task_id is None or waiting.task_id in (None, task_id):
+                self._fail_host(source, host_id, reason, detail)
+        if task_id is not None and source.task_id != task_id:
+            return
         source.checked_ns = None
         if source.digest is None:
-            source.task_id = None
+            self._lead_to(source, None)
+
+    def _lead_to(self, source: Source, task_id: TaskId | None) -> None:
+        before, source.task_id = source.task_id, task_id
+        if before is not None and before != task_id:
+            self._on_replaced(before)
 
     def fail_host(self, source_id: SourceId, host_id: HostId, reason: Reason, detail: str) -> None:
         """One host cannot have the source."""

@@ -44,6 +44,8 @@ class Waiting:
     member: Member
     served: bool = False
     """It was told the task and takes part in the swarm."""
+    task_id: TaskId | None = None
+    """The task that it was told; a plain URL may be another task for the next host."""
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 WAIT_S: Final = 20.0
 DOWNLOAD_S: Final = 40.0
+STOP_S: Final = 5.0
 POLL_S: Final = 0.01
 """Between two looks at a ready file or a status: the wait ends with what is seen, not with time."""
 
@@ -46,6 +47,11 @@ def wait_for(done: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> 
         if time.monotonic() > end_s:
             raise AssertionError(f"not within {timeout_s} s: {what}")
         time.sleep(POLL_S)
+
+
+def say(text: str) -> None:
+    """Numbers of a run, for whoever runs pytest with `-s`."""
+    sys.stdout.write(f"\n{text}")
 
 
 def make_content(size_bytes: int = SIZE_BYTES, seed: int = 1) -> bytes:
@@ -76,7 +82,7 @@ class Origin:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         limiter = RateLimiter(self._rate_bytes_s, MonotonicClock())
         async with OriginServer(limiter=limiter) as server:
-            server.put(PATH, Resource(self.content))
+            server.put(PATH, Resource(content=self.content))
             self._server = server
             self._listening.set()
             await self._stop.wait()
@@ -157,14 +163,18 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} still runs:\n{self.tail()}") from None
 
-    def close(self) -> None:
-        """SIGTERM, and SIGKILL to what does not heed it soon. Safe to call twice."""
+    def terminate(self) -> None:
+        """SIGTERM, without waiting. Does nothing to a process that has ended."""
         if self.running:
             self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.kill()
+
+    def close(self) -> None:
+        """SIGTERM, and SIGKILL to what does not heed it soon. Safe to call twice."""
+        self.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def tail(self) -> str:
         """The end of its log."""
@@ -219,7 +229,9 @@ class Peer:
         began_s = time.monotonic()
         last: dict[str, Any] = {}
         try:
-            for event in client.lines("/v1/downloads", {"urls": [{"url": url}], "outputs": [str(output)]}):
+            for event in client.lines(
+                "/v1/downloads", {"urls": [{"url": url}], "outputs": [str(output)]}
+            ):
                 last = event
         except DaemonError as error:
             last = {"event": "broken", "detail": str(error)}
@@ -259,6 +271,7 @@ class Swarm:
         self.rate_bytes_s = rate_bytes_s
         self.peers: list[Peer] = []
         self._stack = ExitStack()
+        self._processes: list[Process] = []
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="download")
         self.scheduler: Process | None = None
         self.scheduler_address = ""
@@ -273,6 +286,8 @@ class Swarm:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for process in self._processes:
+            process.terminate()
         # Daemons end first: that ends the downloads which the pool still waits for.
         self._stack.close()
 
@@ -295,6 +310,7 @@ class Swarm:
             name, list(arguments), self.directory, {**self.environment(), **environment}
         )
         self._stack.callback(process.close)
+        self._processes.append(process)
         return process
 
     def start_scheduler(self, listen: str = "127.0.0.1:0") -> None:
@@ -338,7 +354,9 @@ class Swarm:
             peer.wait_ready()
             peer.wait_connected()
 
-    def begin(self, url: str, peers: list[Peer] | None = None, suffix: str = "out") -> "list[Future[Result]]":
+    def begin(
+        self, url: str, peers: list[Peer] | None = None, suffix: str = "out"
+    ) -> "list[Future[Result]]":
         """Begins a download on each of the peers at once."""
         return [
             self._pool.submit(peer.download, url, self.directory / f"{peer.name}.{suffix}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.swarm_rig import DOWNLOAD_S, Origin, Result, Swarm, finish, swarm_of
+from tests.integration.swarm_rig import DOWNLOAD_S, Origin, Result, Swarm, finish, say, swarm_of
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_eight_nodes_read_one_copy_from_the_origin(
 ) -> None:
     _, origin = swarm
     results, origin_bytes = downloaded
-    print(f"copies {origin_bytes / len(origin.content):.4f}, s {[r.seconds for r in results]}")
+    say(f"copies {origin_bytes / len(origin.content):.4f}, s {[r.seconds for r in results]}")
     for result in results:
         result.check(origin.sha256)
     assert origin_bytes <= 1.02 * len(origin.content)
@@ -49,7 +49,7 @@ def test_a_second_download_comes_from_the_local_store(
     _, before = downloaded
     for peer in peers.peers[:3]:
         (result,) = finish(peers.begin(origin.url, [peer], "again"), origin.sha256)
-        print(f"{peer.name} again: {result.seconds:.3f} s")
+        say(f"{peer.name} again: {result.seconds:.3f} s")
         assert result.seconds < FROM_STORE_S_MAX
         assert (result.origin_bytes, result.peer_bytes) == (0, 0)
     assert origin.sent_bytes == before
@@ -65,7 +65,7 @@ def test_a_late_node_needs_no_origin(
     late.wait_connected()
     origin.stop()
     (result,) = finish(peers.begin(origin.url, [late]), origin.sha256)
-    print(f"late: {result.seconds:.3f} s, {result.last}")
+    say(f"late: {result.seconds:.3f} s, {result.last}")
     assert result.origin_bytes == 0
     assert result.peer_bytes >= len(origin.content)
     assert origin.sent_bytes == before

@@ -21,6 +21,7 @@ from peer.core.effects import (
 from peer.core.events import (
     AnyEvent,
     FetchEnded,
+    ParentActive,
     ParentClosed,
     ParentConnected,
     ParentConnectFailed,
@@ -32,19 +33,21 @@ from peer.core.events import (
 )
 from peer.shell.buffers import BufferPool, PieceBuffer
 from peer.shell.store.errors import StoreError
-from peer.shell.transfer.socket_channel import Channel
-from peer.shell.transfer.frame_receiver import PayloadTarget, Receiver
 from peer.shell.transfer import sockets as net
+from peer.shell.transfer.frame_receiver import PayloadTarget, Receiver
+from peer.shell.transfer.socket_channel import Channel
 from shoal.runtime.clock import Clock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload, Supervisor
+from shoal.runtime.tls import common_name
 from shoal.wire import bitfield, frames
 from shoal.wire.digest import piece_digest, swarm_proof
 from shoal.wire.errors import ProtocolError, Reason
 from shoal.wire.ids import ConnectionId, HostId, LeaseNumber, RequestId, TaskId
-from shoal.wire.limits import REQUESTS_PER_FRAME_MAX
+from shoal.wire.limits import MILLISECOND_NS, REQUESTS_PER_FRAME_MAX
 
 CONNECT_TIMEOUT_S: Final = 3.0
+ACTIVE_INTERVAL_NS: Final = 500 * MILLISECOND_NS
 CANCELLED_MAX: Final = 1024
 """Cancelled requests whose answer is still awaited, per connection."""
 
@@ -109,7 +112,9 @@ class _ParentConnection:
             on_frame=self.on_frame,
             on_error=self.on_protocol_error,
             download_limiter=owner.download_limiter,
+            on_activity=self.on_activity,
         )
+        self.told_active_ns = started_ns
 
     def start(self, channel: Channel) -> None:
         self.channel = channel
@@ -224,6 +229,13 @@ class _ParentConnection:
         number = self.numbers.pop(task_id, None)
         if number is not None:
             del self.tasks[number]
+
+    def on_activity(self) -> None:
+        """Payload came and its piece is not whole yet: a slow parent is not a stalled one."""
+        now_ns = self.owner.clock.now_ns()
+        if now_ns - self.told_active_ns >= ACTIVE_INTERVAL_NS:
+            self.told_active_ns = now_ns
+            self.owner.post(ParentActive(now_ns=now_ns, connection_id=self.connection_id))
 
     def end_request(self, number: int, reason: Reason, retry_after_ms: int = 0) -> None:
         if self.cancelled.pop(number, 0) is None:
@@ -430,9 +442,14 @@ class ParentConnections:
         )
         connection.started_ns = self.clock.now_ns()
         if self._ssl_context is not None:
-            sock = await net.start_tls(
-                sock, self._ssl_context, server_side=False, server_name=effect.host_id
+            secured = await net.start_tls(
+                sock, self._ssl_context, server_side=False, server_name=None
             )
+            proven = common_name(secured)
+            if proven != effect.host_id:
+                secured.close()
+                raise _NotGreeted(Reason.PEER_PROTOCOL, f"its certificate is of {proven!r}")
+            sock = secured
         channel = Channel(
             sock,
             upload_limiter=None,

@@ -38,10 +38,12 @@ class Receiver:
         on_frame: Callable[[Frame], PayloadTarget | None],
         on_error: Callable[[ProtocolError], None],
         download_limiter: RateLimiter | None,
+        on_activity: Callable[[], None] | None = None,
     ) -> None:
         self._on_frame = on_frame
         self._on_error = on_error
         self._limiter = download_limiter
+        self._on_activity = on_activity
         self._decoder = FrameDecoder()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._target: PayloadTarget | None = None
@@ -91,6 +93,8 @@ class Receiver:
                 break
         else:
             channel.read_again_soon()
+        if taken and self._on_activity is not None and self._decoder.payload_remaining_bytes:
+            self._on_activity()
         if taken and self._limiter is not None and not channel.closed:
             wait_s = self._limiter.try_take(taken)
             if wait_s > 0.0:

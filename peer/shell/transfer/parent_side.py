@@ -32,12 +32,13 @@ from peer.core.events import (
     ServeEnded,
 )
 from peer.shell.store.errors import StoreError
-from peer.shell.transfer.socket_channel import Channel, Lent, OutgoingPiece
-from peer.shell.transfer.frame_receiver import Receiver
 from peer.shell.transfer import sockets as net
+from peer.shell.transfer.frame_receiver import Receiver
+from peer.shell.transfer.socket_channel import Channel, Lent, OutgoingPiece
 from shoal.runtime.clock import Clock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Supervisor
+from shoal.runtime.tls import common_name
 from shoal.wire import bitfield, frames
 from shoal.wire.control import Address
 from shoal.wire.errors import ProtocolError, Reason
@@ -61,8 +62,12 @@ class LendingStore(Protocol):
 class _ChildConnection:
     """One connection from a child."""
 
-    def __init__(self, port: "PiecePort", connection_id: ConnectionId) -> None:
+    def __init__(
+        self, port: "PiecePort", connection_id: ConnectionId, proven_name: str | None
+    ) -> None:
         self.port = port
+        self.proven_name = proven_name
+        """What the certificate says, None without TLS."""
         self.connection_id = connection_id
         self.nonce = secrets.token_bytes(frames.NONCE_BYTES)
         self.host_id: HostId | None = None
@@ -138,6 +143,8 @@ class _ChildConnection:
             hello.version_min > frames.PEER_VERSION_MAX
         ):
             raise ProtocolError("no common version")
+        if self.proven_name is not None and self.proven_name != hello.host_id:
+            raise ProtocolError("it is not the host of its certificate")
         self.host_id = HostId(hello.host_id)
         if self.hello_timer is not None:
             self.hello_timer.cancel()
@@ -243,7 +250,7 @@ class PiecePort:
                 continue
             net.prepare(sock)
             if self._ssl_context is None:
-                self._begin(sock)
+                self._begin(sock, None)
             else:
                 self._supervisor.spawn(self._handshake(sock, self._ssl_context), "tls handshake")
 
@@ -256,10 +263,10 @@ class PiecePort:
             return  # A client that cannot shake hands gets nothing, and harms nobody.
         finally:
             self._handshakes -= 1
-        self._begin(wrapped)
+        self._begin(wrapped, common_name(wrapped))
 
-    def _begin(self, sock: socket.socket) -> None:
-        connection = _ChildConnection(self, self._next_connection_id())
+    def _begin(self, sock: socket.socket, proven_name: str | None) -> None:
+        connection = _ChildConnection(self, self._next_connection_id(), proven_name)
         self._connections[connection.connection_id] = connection
         connection.start(
             Channel(

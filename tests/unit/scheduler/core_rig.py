@@ -166,7 +166,7 @@ class Rig:
     def got(self, name: str, kind: type[Message]) -> list[Message]:
         """Messages of a kind that the host's present stream was sent since this was last asked."""
         inbox = self.inbox.get(self.sessions[name], [])
-        found = [message for message in inbox if isinstance(message, kind)]
+        found: list[Message] = [message for message in inbox if isinstance(message, kind)]
         inbox[:] = [message for message in inbox if not isinstance(message, kind)]
         return found
 

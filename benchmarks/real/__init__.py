@@ -1,0 +1,1 @@
+"""Measurements of real processes on this machine, each beside something that everybody knows."""
