@@ -88,7 +88,7 @@ def run(_name: str, arguments: Sequence[str]) -> int:
         result = demonstrate(directory, options.nodes, size, rate, show=not options.json)
     except (ShoalError, OSError) as error:
         sys.stderr.write(f"shoal demo: {error}\n")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
     finally:

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from shoal.runtime.clock import MonotonicClock
-from shoal.runtime.rates import RateLimiter
+from shoal.runtime.rates import BURST_MS_DEFAULT, RateLimiter
 
 SLICE_BYTES: Final = 64 * 1024
 """Sent in one go: connections take turns at this grain, so the rate is shared fairly."""
@@ -24,10 +24,10 @@ SLICE_BYTES: Final = 64 * 1024
 class DemoOrigin:
     """Serves one file to everybody, all connections out of one token bucket."""
 
-    def __init__(self, path: Path, rate_bytes_s: int) -> None:
+    def __init__(self, path: Path, rate_bytes_s: int, *, burst_ms: int = BURST_MS_DEFAULT) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._size_bytes = os.fstat(self._descriptor).st_size
-        self._limiter = RateLimiter(rate_bytes_s, MonotonicClock())
+        self._limiter = RateLimiter(rate_bytes_s, MonotonicClock(), burst_ms)
         self._etag = f'"demo-{self._size_bytes}"'
         self.sent_bytes = 0
         self.requests = 0
@@ -62,6 +62,8 @@ class DemoOrigin:
         while first < end:
             count = min(SLICE_BYTES, end - first)
             await self._limiter.acquire(count)
+            # Without a debt nobody waited: let the others have their turn at the burst too.
+            await asyncio.sleep(0)
             await response.write(os.pread(self._descriptor, count, first))
             self.sent_bytes += count
             first += count

@@ -24,7 +24,7 @@ DAEMON_GRACE_S: Final = 10.0
 
 def run(_name: str, arguments: Sequence[str]) -> int:
     """Runs `shoal get`; returns the exit code."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     try:
         body, outputs = request_of(options)
     except UsageProblem as problem:

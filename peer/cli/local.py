@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
+
+ID_CHARACTERS_MIN: Final = 4
+"""An empty variable in a script must not remove the only task there is."""
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -22,7 +25,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    options = parser(name).parse_args(arguments)
+    options = parser(name).parse_intermixed_args(arguments)
     client = LocalClient(socket_path(options.endpoint))
     try:
         if name == "status":
@@ -76,7 +79,9 @@ def _remove(client: LocalClient, options: argparse.Namespace) -> int:
     for prefix in options.ids:
         matching = [task_id for task_id in known if task_id.startswith(prefix)]
         error = ""
-        if len(matching) != 1:
+        if len(prefix) < ID_CHARACTERS_MIN:
+            error = f"give at least {ID_CHARACTERS_MIN} characters of the task's id"
+        elif len(matching) != 1:
             error = "no such task" if not matching else "more than one task begins so"
         else:
             try:

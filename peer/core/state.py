@@ -3,7 +3,6 @@
 Decides nothing. The modules beside it hold the decisions and share one `PeerState`.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from shoal.wire.ids import (
     TaskId,
 )
 from shoal.wire.limits import PIECES_PER_TASK_MAX, PeerLimits
+from shoal.wire.wakeups import WakeUps
 
 
 class TaskPhase(Enum):
@@ -267,7 +267,7 @@ class PeerState:
         self.tokens: dict[TaskId, list[tuple[bytes, int]]] = {}
         """Swarm tokens by task, newest last, each with its expiry."""
         self.stories: dict[str, deque[tuple[int, str]]] = {}
-        self._wake_ups: list[int] = []
+        self._wake_ups = WakeUps()
         self._last_request_id = 0
 
     def emit(self, effect: AnyEffect) -> None:
@@ -281,20 +281,16 @@ class PeerState:
 
     def wake_at(self, deadline_ns: int) -> None:
         """Asks for a `Tick` at that time or soon after. What is due now is done in this event."""
-        if deadline_ns <= self.now_ns:
-            return
-        wake_ups = self._wake_ups
-        if not wake_ups or deadline_ns < wake_ups[0] or len(wake_ups) < 4096:
-            heapq.heappush(wake_ups, deadline_ns)
+        if deadline_ns > self.now_ns:
+            self._wake_ups.add(deadline_ns)
 
     def next_deadline_ns(self) -> int | None:
         """The earliest time asked for."""
-        return self._wake_ups[0] if self._wake_ups else None
+        return self._wake_ups.next_ns()
 
     def forget_past_wake_ups(self) -> None:
         """Drops the deadlines that the present event has reached."""
-        while self._wake_ups and self._wake_ups[0] <= self.now_ns:
-            heapq.heappop(self._wake_ups)
+        self._wake_ups.forget_until(self.now_ns)
 
     def tell(self, subject: str, what: str) -> None:
         """Keeps a line for `PeerEngine.story`; bounded per subject."""

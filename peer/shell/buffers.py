@@ -59,6 +59,11 @@ class BufferPool:
         """Memory on loan or kept for the next user."""
         return self._used_bytes + self._idle_bytes
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a buffer."""
+        return len(self._waiting)
+
     def try_acquire(self, length_bytes: int) -> PieceBuffer | None:
         """A buffer now, or None if there is no room or somebody waits already."""
         return None if self._waiting else self._grant(length_bytes)

@@ -1,7 +1,6 @@
 """What a scheduler knows: plain records, effects and wake-ups. All of it is soft state that the
 hosts' inventories rebuild. Decides nothing."""
 
-import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from scheduler.core.effects import AnyEffect, SendToHost
 from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
 from shoal.wire.limits import SchedulerLimits
+from shoal.wire.wakeups import WakeUps
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class SchedulerState:
         # The high bits are drawn, so that numbers of a scheduler before a restart never recur.
         self._lease_number = dice.getrandbits(40) << 22
         self._outgoing: dict[int, list[SchedulerMessage]] = {}
-        self._wake_ups: list[int] = []
+        self._wake_ups = WakeUps()
 
     def next_lease_number(self) -> LeaseNumber:
         """A number never used before, also not by a scheduler before this one."""
@@ -219,18 +219,16 @@ class SchedulerState:
 
     def wake_at(self, deadline_ns: int) -> None:
         """Asks for a `Tick` at that time or soon after. What is due now is done in this event."""
-        if deadline_ns <= self.now_ns:
-            return
-        heapq.heappush(self._wake_ups, deadline_ns)
+        if deadline_ns > self.now_ns:
+            self._wake_ups.add(deadline_ns)
 
     def next_deadline_ns(self) -> int | None:
         """The earliest time asked for."""
-        return self._wake_ups[0] if self._wake_ups else None
+        return self._wake_ups.next_ns()
 
     def forget_past_wake_ups(self) -> None:
         """Drops the deadlines that the present event has reached."""
-        while self._wake_ups and self._wake_ups[0] <= self.now_ns:
-            heapq.heappop(self._wake_ups)
+        self._wake_ups.forget_until(self.now_ns)
 
     def tell(self, subject: str, what: str) -> None:
         """Keeps a line for `SchedulerEngine.story`; bounded per subject."""

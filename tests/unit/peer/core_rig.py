@@ -71,7 +71,9 @@ def source(
 class Rig:
     """One engine and its time."""
 
-    def __init__(self, *, scheduler: bool = True, tasks: tuple[ev.StoredTask, ...] = (), **limits: int):
+    def __init__(
+        self, *, scheduler: bool = True, tasks: tuple[ev.StoredTask, ...] = (), **limits: int
+    ):
         host = msg.HostInfo(host_id=HostId("me"), addresses=(msg.Address("127.0.0.1", 1),))
         self.engine = PeerEngine(
             host=host,
@@ -144,9 +146,7 @@ class Rig:
     def up(self, session: int = 1) -> None:
         """A control stream stands and the scheduler welcomes us."""
         self.feed(ev.SchedulerUp, session=session)
-        self.tell(
-            msg.Welcome(scheduler_id="s", version=1, report_interval_ms=50), session=session
-        )
+        self.tell(msg.Welcome(scheduler_id="s", version=1, report_interval_ms=50), session=session)
 
     def want(self, number: int = 1, **fields: Any) -> list[fx.AnyEffect]:
         """A client wants the source."""
@@ -185,9 +185,7 @@ class Rig:
         self.open()
         return self
 
-    def parent(
-        self, number: int = 1, held: int = 0b1111, *, epoch: int = 1
-    ) -> ConnectionId:
+    def parent(self, number: int = 1, held: int = 0b1111, *, epoch: int = 1) -> ConnectionId:
         """A parent is named, connected and lets us see the task."""
         host = HostId(f"p{number}")
         connection = ConnectionId(number)
@@ -200,9 +198,7 @@ class Rig:
         self.feed(
             ev.ParentConnected, host_id=host, connection_id=connection, round_trip_ns=1_000_000
         )
-        self.feed(
-            ev.ParentOpened, connection_id=connection, task_id=TASK, epoch=epoch, held=held
-        )
+        self.feed(ev.ParentOpened, connection_id=connection, task_id=TASK, epoch=epoch, held=held)
         return connection
 
     def fetched(self, fetch: fx.FetchPiece, *, digest: bytes | None = None) -> list[fx.AnyEffect]:

@@ -98,11 +98,20 @@ def test_what_is_not_there_cannot_be_removed(
     assert [each["removed"] for each in told] == [False, True]
 
 
-def test_a_beginning_that_fits_two_tasks_removes_neither(daemon: LocalDaemon) -> None:
+@pytest.mark.parametrize("beginning", ["", "abc"])
+def test_a_beginning_that_is_too_short_removes_nothing(
+    daemon: LocalDaemon, capsys: pytest.CaptureFixture[str], beginning: str
+) -> None:
     daemon.downloads.add(URL, b"content")
-    daemon.downloads.add(URL + "2", b"another")
-    assert run(["tasks", "-e", daemon.socket, "rm", ""]) == 1
+    assert run(["tasks", "-e", daemon.socket, "rm", beginning]) == 1
+    assert "at least 4" in capsys.readouterr().err
     assert daemon.downloads.removed == []
+
+
+def test_options_and_ids_may_be_mixed(daemon: LocalDaemon) -> None:
+    task_id = daemon.downloads.add(URL, b"content")
+    assert run(["tasks", "rm", "--json", task_id, "-e", daemon.socket]) == 0
+    assert daemon.downloads.removed == [task_id]
 
 
 def test_rm_needs_a_task(daemon: LocalDaemon) -> None:

@@ -73,7 +73,7 @@ def test_several_urls_are_one_download(
 ) -> None:
     daemon.downloads.add("http://origin.example/other.bin", b"other")
     urls = [URL, "http://origin.example/other.bin"]
-    assert shoal_get(daemon, *urls, "-O", str(tmp_path), "--json") == 0
+    assert shoal_get(daemon, urls[0], "-O", str(tmp_path), "--json", urls[1]) == 0
     assert (tmp_path / "model.bin").read_bytes() == CONTENT
     assert (tmp_path / "other.bin").read_bytes() == b"other"
     assert len(daemon.downloads.requests) == 1

@@ -27,7 +27,8 @@ def test_what_a_script_for_dfget_says_is_understood(tmp_path: Path) -> None:
     body, outputs = request(
         tmp_path,
         "-O", str(target), "--digest", digest,
-        "-H", "Authorization: Bearer abc", "--header", "X: y", "--timeout", "90s", "--piece-length", "4mib", "--tag", "t", "--application", "a",
+        "-H", "Authorization: Bearer abc", "--header", "X: y",
+        "--timeout", "90s", "--piece-length", "4mib", "--tag", "t", "--application", "a",
         "--filtered-query-param", "signature", "--filtered-query-param", "expires",
         "--disable-back-to-source", "--overwrite", "-p", "3", "--no-progress",
         "-e", "unix:///run/x.sock", URL,

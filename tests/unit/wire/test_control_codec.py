@@ -57,7 +57,7 @@ addresses = st.lists(
     st.builds(msg.Address, st.ip_addresses().map(str), st.integers(1, 65535)),
     max_size=16,
 ).map(tuple)
-piece_lengths = st.integers(18, 26).map(lambda bits: 1 << bits)
+piece_lengths = st.integers(18, 23).map(lambda bits: 1 << bits)
 
 
 @st.composite
