@@ -219,8 +219,10 @@ class PeerEngine:
         task.streaming = False
         if task.phase in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             self._task_over(task)
-        elif task.phase is TaskPhase.FAILED:
-            self.state.tell(task.task_id, "failed and forgotten")
+        elif task.phase is TaskPhase.FAILED and not task.held:
+            # Nothing of it is worth keeping: its room is given back.
+            task.phase = TaskPhase.REMOVING
+            self.state.emit(RemoveTask(task_id=task.task_id))
 
     def _collection_over(self, collection: Collection) -> None:
         self._parents.forget_collection(collection)

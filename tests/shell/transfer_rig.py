@@ -60,13 +60,14 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     added = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
     parameters = [*signature.parameters.values(), added]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return pytest.mark.parametrize("loop", list(LOOPS))(run)
+    marked: Callable[..., None] = pytest.mark.parametrize("loop", list(LOOPS))(run)
+    return marked
 
 
 async def turns_until(condition: Callable[[], bool]) -> None:
     """Lets the loop turn until a condition holds that no event tells of."""
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
 
 

@@ -88,7 +88,7 @@ def test_patience_follows_the_measured_rate() -> None:
     rig = Rig(request_timeout_min_ns=1_000_000).start(4)
     rig.parent(1)
     rig.fetched(rig.of(fx.FetchPiece)[0])
-    fetch = rig.engine.state.fetches[rig.one(fx.FetchPiece).request_id]
+    fetch = rig.engine.state.fetches[rig.of(fx.FetchPiece)[0].request_id]
     assert fetch.deadline_ns - rig.now_ns > 1_000_000
 
 
@@ -149,8 +149,8 @@ def test_other_failures_do_not_lose_the_piece(reason: Reason) -> None:
     rig = Rig().start(1)
     rig.parent(1, held=1)
     rig.fetch_fails(rig.one(fx.FetchPiece), reason)
-    rig.tick(120_000)
-    assert rig.engine.state.fetches
+    rig.tick(60_000)
+    assert len(rig.all(fx.FetchPiece)) > 1
 
 
 def test_answers_of_another_epoch_or_after_the_end_are_not_kept() -> None:
