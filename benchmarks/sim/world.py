@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from benchmarks.sim.base import NodeBase
 from benchmarks.sim.node import SimNode
 from scheduler.core import effects as sfx
 from scheduler.core import events as sev
@@ -75,7 +76,7 @@ class World:
         self.events = 0
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
-        self._sessions: dict[int, SimNode] = {}
+        self._sessions: dict[int, NodeBase] = {}
         self._next_session = 0
         self._scheduler_runs = 0
         self._scheduler_wake_ns: int | None = None
@@ -149,7 +150,7 @@ class World:
             del self._sessions[session]
             node.scheduler_lost(session)
 
-    def open_session(self, node: SimNode) -> int | None:
+    def open_session(self, node: NodeBase) -> int | None:
         """A host opens a control stream; None if no scheduler is there."""
         if self.scheduler is None:
             return None

@@ -107,6 +107,10 @@ class Embedded(Protocol):
         """Begins to serve."""
         ...
 
+    async def wait_failed(self) -> None:
+        """Raises the error of a part that failed; waits until then."""
+        ...
+
     async def close(self) -> None:
         """Ends."""
         ...
@@ -267,12 +271,15 @@ class PeerDaemon:
             await self.start()
             assert self._node is not None
             stopped = asyncio.ensure_future(stop.wait())
-            failed = asyncio.ensure_future(self._node.supervisor.wait_failed())
-            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+            failed = [asyncio.ensure_future(self._node.supervisor.wait_failed())]
+            if self._embedded is not None:
+                failed.append(asyncio.ensure_future(self._embedded.wait_failed()))
+            await asyncio.wait((stopped, *failed), return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
-            if failed.done():
-                failed.result()
-            failed.cancel()
+            for each in failed:
+                if each.done():
+                    each.result()
+                each.cancel()
         finally:
             # A second signal during the drain ends the process at once.
             for number in signals:

@@ -53,6 +53,7 @@ from shoal.wire.ids import (
 from shoal.wire.limits import COLLECTION_TASKS_MAX
 
 CHUNK_BYTES: Final = 256 * 1024
+DISPLAY_URLS_MAX: Final = 4 * COLLECTION_TASKS_MAX
 FILE_MODE_EVENTS_MAX: Final = 2 * COLLECTION_TASKS_MAX + 16
 
 
@@ -170,6 +171,8 @@ class LocalDownloads:
         self._running: dict[DownloadId, _Running] = {}
         self._requests: dict[tuple[SourceId, str], tuple[OriginRequest, int]] = {}
         self._last_download = 0
+        self._display: dict[str, str] = {}
+        """Where each task was last asked from, for people; bounded like the tasks shown."""
 
     def resolve(self, source_id: SourceId, credential: str) -> OriginRequest | None:
         """The request with the credential that a client gave for a source."""
@@ -302,6 +305,9 @@ class LocalDownloads:
         _, _, origin_bytes, peer_bytes = self._driver.engine.progress(effect.descriptor.task_id)
         for wanted in running.wanted[effect.source_id]:
             wanted.descriptor = effect.descriptor
+            self._display[effect.descriptor.task_id] = wanted.source.display_url
+            if len(self._display) > DISPLAY_URLS_MAX:
+                self._display.pop(next(iter(self._display)))
             wanted.origin_bytes_before = origin_bytes
             wanted.peer_bytes_before = peer_bytes
             running.queue.put_nowait(
@@ -486,7 +492,7 @@ class LocalDownloads:
         return tuple(
             TaskSummary(
                 task_id=task.task_id,
-                display_url="",
+                display_url=self._display.get(task.task_id, ""),
                 size_bytes=task.descriptor.geometry.size_bytes,
                 held_bytes=task.descriptor.geometry.held_bytes(task.held),
                 sealed=self._driver.engine.sealed_content(task.task_id)[2],

@@ -111,30 +111,41 @@ class PeerMachine(RuleBasedStateMachine):
                     self.hashes.append(effect)
                 case fx.SealTask():
                     self.seals += 1
-                case fx.Connect():
-                    self.connecting.append(effect.host_id)
-                case fx.Disconnect() if effect.connection_id in self.connections:
-                    self.closing.append(effect.connection_id)
-                case fx.OpenChannel():
-                    self.channels.append((effect.connection_id, True))
-                case fx.CloseChannel():
-                    self.channels = [
-                        pair for pair in self.channels if pair[0] != effect.connection_id
-                    ]
-                case fx.FetchPiece():
-                    assert effect.request_id not in self.fetches, "S4: a number used twice"
-                    self.fetches[effect.request_id] = effect
-                case fx.ReadOrigin():
-                    self.reads[effect.request_id] = effect
-                    self.read_next[effect.request_id] = effect.first_piece
-                case fx.StatOrigin():
-                    self.stats[effect.request_id] = effect
                 case fx.DownloadEnded():
                     assert effect.download_id not in self.ended, "S4: a download ended twice"
                     assert effect.reason is not None or self.sealed, "success without a seal"
                     self.ended.add(effect.download_id)
+                case fx.FetchPiece() | fx.ReadOrigin() | fx.StatOrigin():
+                    self.remember_request(effect)
                 case _:
+                    self.carry_out_connection(effect)
                     self.check_child(effect)
+
+    def remember_request(self, effect: fx.AnyEffect) -> None:
+        match effect:
+            case fx.FetchPiece():
+                assert effect.request_id not in self.fetches, "S4: a number used twice"
+                self.fetches[effect.request_id] = effect
+            case fx.ReadOrigin():
+                self.reads[effect.request_id] = effect
+                self.read_next[effect.request_id] = effect.first_piece
+            case fx.StatOrigin():
+                self.stats[effect.request_id] = effect
+            case _:
+                pass
+
+    def carry_out_connection(self, effect: fx.AnyEffect) -> None:
+        match effect:
+            case fx.Connect():
+                self.connecting.append(effect.host_id)
+            case fx.Disconnect() if effect.connection_id in self.connections:
+                self.closing.append(effect.connection_id)
+            case fx.OpenChannel():
+                self.channels.append((effect.connection_id, True))
+            case fx.CloseChannel():
+                self.channels = [pair for pair in self.channels if pair[0] != effect.connection_id]
+            case _:
+                pass
 
     def check_child(self, effect: fx.AnyEffect) -> None:
         match effect:

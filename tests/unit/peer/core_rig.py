@@ -72,7 +72,7 @@ class Rig:
     """One engine and its time."""
 
     def __init__(
-        self, *, scheduler: bool = True, tasks: tuple[ev.StoredTask, ...] = (), **limits: int
+        self, *, scheduler: bool = True, tasks: tuple[ev.StoredTask, ...] = (), **limits: Any
     ):
         host = msg.HostInfo(host_id=HostId("me"), addresses=(msg.Address("127.0.0.1", 1),))
         self.engine = PeerEngine(
@@ -275,7 +275,7 @@ def stored(descriptor: msg.TaskDescriptor, held: int = 0, *, sealed: bool = Fals
     return ev.StoredTask(descriptor, held, sealed, records, DIGEST if sealed else "")
 
 
-def sealed_rig(pieces: int = 4, **limits: int) -> Rig:
+def sealed_rig(pieces: int = 4, **limits: Any) -> Rig:
     """A host that holds the whole task, with a token for it, and a scheduler."""
     descriptor = describe(pieces)
     rig = Rig(tasks=(stored(descriptor, (1 << pieces) - 1, sealed=True),), **limits)

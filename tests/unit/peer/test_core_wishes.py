@@ -1,6 +1,7 @@
 """Wishes, the origin and the scheduler's session, as a peer core sees them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ import shoal.wire.control as msg
 from peer.core import reports
 from shoal.wire.control import Demand
 from shoal.wire.errors import Reason
-from shoal.wire.ids import CollectionId, LeaseNumber, RequestId, TaskId
+from shoal.wire.ids import CollectionId, LeaseNumber, RequestId, SourceId, TaskId
 from tests.unit.peer.core_rig import (
     COLLECTION,
     OTHER_COLLECTION,
@@ -26,9 +27,9 @@ from tests.unit.peer.core_rig import (
 )
 
 
-def stat_ends(rig: Rig, reason: Reason | None = None, **fields: object) -> None:
+def stat_ends(rig: Rig, reason: Reason | None = None, **fields: Any) -> None:
     request = rig.all(fx.StatOrigin)[-1].request_id
-    values = {"size_bytes": 4 * PIECE, "validator": '"v"', "ranges": True, **fields}
+    values: dict[str, Any] = {"size_bytes": 4 * PIECE, "validator": '"v"', "ranges": True, **fields}
     rig.feed(ev.StatEnded, request_id=request, reason=reason, **values)
 
 
@@ -217,7 +218,7 @@ def test_descriptions_of_what_nobody_wants_are_ignored() -> None:
     rig.described()
     rig.want()
     other = msg.Described(
-        collection_id=COLLECTION, source_id=msg.SourceId("0" * 64), descriptor=describe()
+        collection_id=COLLECTION, source_id=SourceId("0" * 64), descriptor=describe()
     )
     rig.tell(other)
     assert not rig.all(fx.OpenTask)
@@ -227,7 +228,7 @@ def test_what_is_remembered_of_sources_is_bounded() -> None:
     rig = Rig(collections_max=1)
     rig.up()
     for number in range(6):
-        one = replace(source(), source_id=msg.SourceId(f"{number:064d}"))
+        one = replace(source(), source_id=SourceId(f"{number:064d}"))
         collection = CollectionId(f"{number:064d}")
         rig.want(number, sources=(one,), collection_id=collection)
         task_id = TaskId(f"{number:064d}")
@@ -238,7 +239,7 @@ def test_what_is_remembered_of_sources_is_bounded() -> None:
     assert len(rig.all(fx.SourceResolved)) == 6
     rig.want(
         10,
-        sources=(replace(source(), source_id=msg.SourceId("0" * 64)),),
+        sources=(replace(source(), source_id=SourceId("0" * 64)),),
         collection_id=OTHER_COLLECTION,
     )
     assert not rig.of(fx.SourceResolved), "the oldest was forgotten and is asked for again"
