@@ -404,6 +404,10 @@ class SchedulerEngine:
                 if size is not None:
                     new &= task.descriptor.geometry.all_pieces
                 self._swarms.holds(task, host_id, new)
+                # What a known liar claims from now on is believed no more than what it claimed.
+                liar = host.blamed >= BLAMES_MAX
+                if liar and self._swarms.doubt(task, host_id, new):
+                    self._leases.changed(task)
                 if progress.lost:
                     self._swarms.lost_some(task, host_id, progress.lost)
                     self._leases.changed(task)

@@ -1,13 +1,19 @@
-"""What tests of the piece plane stand on: a child and a parent on real sockets, and a tiny store."""
+"""What tests of the piece plane stand on: a child and a parent on real sockets, a tiny
+store."""
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, Final, TypeVar
+
+import pytest
+import uvloop
 
 from peer.core import effects as fx
 from peer.core import events as ev
@@ -286,6 +292,12 @@ class Rig:
         )
         return request_id
 
+    async def first_bytes(self) -> None:
+        """Waits until a piece's first bytes arrive."""
+        async with asyncio.timeout(WAIT_S):
+            while not self.buffers.used_bytes:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+
     async def close(self) -> None:
         await self.parents.close()
         await self.port.close()
@@ -323,6 +335,44 @@ async def rig_of(
         yield rig
     finally:
         await rig.close()
+
+
+LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def with_rig(
+    **options: int,
+) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """Runs an async test, whose first parameter is the rig, on both event loops, with and without
+    TLS."""
+
+    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        async def scenario(root: Path, secured: bool, arguments: dict[str, Any]) -> None:
+            async with rig_of(root, secured=secured, **options) as rig:
+                await test(rig, **arguments)
+
+        @functools.wraps(test)
+        def run(tmp_path: Path, loop: str, secured: bool, **arguments: Any) -> None:
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                runner.run(scenario(tmp_path, secured, arguments))
+
+        own = list(inspect.signature(test).parameters.values())[1:]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+            for name in ("tmp_path", "loop", "secured")
+        ]
+        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        del run.__wrapped__  # type: ignore[attr-defined]
+        marked = pytest.mark.parametrize("loop", list(LOOPS))(run)
+        both: Callable[..., None] = pytest.mark.parametrize(
+            "secured", [False, True], ids=["plain", "tls"]
+        )(marked)
+        return both
+
+    return decorate
 
 
 class RawChild:

@@ -1,12 +1,8 @@
 """Pieces between two hosts on real sockets, on both event loops, plain and with TLS."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import cast
 
 import pytest
-import uvloop
 
 from peer.core import effects as fx
 from peer.core import events as ev
@@ -15,30 +11,10 @@ from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId
 from shoal.wire.limits import KIB, MIB
-from tests.shell.pieces_rig import PIECE_BYTES, TASK, Rig, rig_of
+from tests.shell.pieces_rig import PIECE_BYTES, TASK, Rig, with_rig
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """Both loops that shoal runs on."""
-    if request.param == "uvloop":
-        return cast("asyncio.AbstractEventLoopPolicy", uvloop.EventLoopPolicy())
-    return asyncio.DefaultEventLoopPolicy()
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "tls"])
-def secured(request: pytest.FixtureRequest) -> bool:
-    """Without and with TLS."""
-    return bool(request.param)
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, secured: bool) -> AsyncIterator[Rig]:
-    """A parent of four pieces and its child."""
-    async with rig_of(tmp_path, secured=secured) as made:
-        yield made
-
-
+@with_rig()
 async def test_a_piece_moves_with_its_record(rig: Rig) -> None:
     connection_id = await rig.opened()
     ended = await rig.at_child.ended(rig.fetch(connection_id, 2))
@@ -52,53 +28,49 @@ async def test_a_piece_moves_with_its_record(rig: Rig) -> None:
     assert rig.at_child.of(ev.ParentOpened)[0].held == 0b1111
 
 
-async def test_many_pieces_move_at_once(tmp_path: Path, secured: bool) -> None:
-    size = 100 * KIB + 1
-    async with rig_of(tmp_path, secured=secured, pieces=60, piece_bytes=size) as rig:
-        connection_id = await rig.opened()
-        for piece in range(60):
-            rig.fetch(connection_id, piece)
-        await rig.at_child.wait(ev.FetchEnded, 60)
-        assert {ended.reason for ended in rig.at_child.of(ev.FetchEnded)} == {None}
-        assert rig.target.written == {piece: rig.part(piece) for piece in range(60)}
+@with_rig(pieces=60, piece_bytes=100 * KIB + 1)
+async def test_many_pieces_move_at_once(rig: Rig) -> None:
+    connection_id = await rig.opened()
+    for piece in range(60):
+        rig.fetch(connection_id, piece)
+    await rig.at_child.wait(ev.FetchEnded, 60)
+    assert {ended.reason for ended in rig.at_child.of(ev.FetchEnded)} == {None}
+    assert rig.target.written == {piece: rig.part(piece) for piece in range(60)}
 
 
-async def test_news_while_a_piece_is_on_its_way_come_after_it(
-    tmp_path: Path, secured: bool
-) -> None:
+@with_rig(pieces=4, piece_bytes=8 * MIB)
+async def test_news_while_a_piece_is_on_its_way_come_after_it(rig: Rig) -> None:
     """Frames and payload share a connection: news must never end up inside of a piece."""
-    async with rig_of(tmp_path, secured=secured, pieces=4, piece_bytes=8 * MIB) as rig:
-        connection_id = await rig.opened()
-        parent_id = rig.at_parent.of(ev.ChildOpened)[0].connection_id
-        announcing = True
+    connection_id = await rig.opened()
+    parent_id = rig.at_parent.of(ev.ChildOpened)[0].connection_id
+    announcing = True
 
-        def announce() -> None:
-            if announcing:
-                rig.port.announce(
-                    fx.Announce(task_id=TASK, new=0b1010, connection_ids=(parent_id,))
-                )
-                asyncio.get_running_loop().call_soon(announce)
+    def announce() -> None:
+        if announcing:
+            rig.port.announce(fx.Announce(task_id=TASK, new=0b1010, connection_ids=(parent_id,)))
+            asyncio.get_running_loop().call_soon(announce)
 
-        announce()
-        for piece in range(4):
-            rig.fetch(connection_id, piece)
-        await rig.at_child.wait(ev.FetchEnded, 4)
-        announcing = False
-        assert [ended.reason for ended in rig.at_child.of(ev.FetchEnded)] == [None] * 4
-        assert rig.target.written == {piece: rig.part(piece) for piece in range(4)}
-        assert rig.at_child.of(ev.ParentHave)[0].new == 0b1010
+    announce()
+    for piece in range(4):
+        rig.fetch(connection_id, piece)
+    await rig.at_child.wait(ev.FetchEnded, 4)
+    announcing = False
+    assert [ended.reason for ended in rig.at_child.of(ev.FetchEnded)] == [None] * 4
+    assert rig.target.written == {piece: rig.part(piece) for piece in range(4)}
+    assert rig.at_child.of(ev.ParentHave)[0].new == 0b1010
 
 
-async def test_pieces_wait_for_memory_and_all_arrive(tmp_path: Path, secured: bool) -> None:
-    async with rig_of(tmp_path, secured=secured, pieces=8, memory_bytes=PIECE_BYTES) as rig:
-        first, second = await rig.opened(), await rig.opened()
-        for piece in range(8):
-            rig.fetch((first, second)[piece % 2], piece)
-        await rig.at_child.wait(ev.FetchEnded, 8)
-        assert rig.target.written == {piece: rig.part(piece) for piece in range(8)}
-        assert rig.buffers.allocated_bytes <= PIECE_BYTES
+@with_rig(pieces=8, memory_bytes=PIECE_BYTES)
+async def test_pieces_wait_for_memory_and_all_arrive(rig: Rig) -> None:
+    first, second = await rig.opened(), await rig.opened()
+    for piece in range(8):
+        rig.fetch((first, second)[piece % 2], piece)
+    await rig.at_child.wait(ev.FetchEnded, 8)
+    assert rig.target.written == {piece: rig.part(piece) for piece in range(8)}
+    assert rig.buffers.allocated_bytes <= PIECE_BYTES
 
 
+@with_rig()
 async def test_corrupt_bytes_are_found_and_not_written(rig: Rig) -> None:
     wrong = bytearray(rig.source.content)
     wrong[PIECE_BYTES // 2] ^= 1
@@ -111,6 +83,7 @@ async def test_corrupt_bytes_are_found_and_not_written(rig: Rig) -> None:
     assert (await rig.at_child.ended(rig.fetch(connection_id, 1))).reason is None
 
 
+@with_rig()
 async def test_a_digest_other_than_expected_is_a_contradiction(rig: Rig) -> None:
     connection_id = await rig.opened()
     ended = await rig.at_child.ended(rig.fetch(connection_id, 0, expected=b"x" * 16))
@@ -125,6 +98,7 @@ async def test_a_digest_other_than_expected_is_a_contradiction(rig: Rig) -> None
     [(2, False, Reason.NOT_HELD), (2, True, Reason.NOT_HELD), (0, False, Reason.NOT_HELD),
      (0, True, None)],
 )  # fmt: skip
+@with_rig()
 async def test_the_epoch_must_be_the_one_asked_for(
     rig: Rig, said: int, provisional: bool, reason: Reason | None
 ) -> None:
@@ -138,6 +112,7 @@ async def test_the_epoch_must_be_the_one_asked_for(
     assert set(rig.target.written) == ({0} if reason is None else set())
 
 
+@with_rig()
 async def test_a_full_disk_ends_the_request_alone(rig: Rig) -> None:
     connection_id = await rig.opened()
     rig.target.failure = StoreError(Reason.DISK_FULL, "no room")
@@ -147,6 +122,7 @@ async def test_a_full_disk_ends_the_request_alone(rig: Rig) -> None:
     assert (await rig.at_child.ended(rig.fetch(connection_id, 0))).reason is None
 
 
+@with_rig()
 async def test_a_piece_that_cannot_be_lent_is_rejected(rig: Rig) -> None:
     connection_id = await rig.opened()
     rig.source.failure = StoreError(Reason.UNKNOWN_TASK, "gone")
@@ -158,6 +134,7 @@ async def test_a_piece_that_cannot_be_lent_is_rejected(rig: Rig) -> None:
 # ---------------------------------------------------------------- cancelling
 
 
+@with_rig()
 async def test_a_cancelled_request_ends_at_once_and_the_parent_is_told(rig: Rig) -> None:
     rig.serve = rig.serve_nothing
     connection_id = await rig.opened()
@@ -177,6 +154,7 @@ async def test_a_cancelled_request_ends_at_once_and_the_parent_is_told(rig: Rig)
     assert len(rig.at_child.of(ev.FetchEnded)) == 2
 
 
+@with_rig()
 async def test_a_request_cancelled_in_the_same_turn_is_never_sent(rig: Rig) -> None:
     connection_id = await rig.opened()
     request_id = rig.fetch(connection_id)
@@ -187,24 +165,19 @@ async def test_a_request_cancelled_in_the_same_turn_is_never_sent(rig: Rig) -> N
     assert rig.at_parent.of(ev.ChildRequested)[0].requests == ((other, 1),)
 
 
-async def test_the_rest_of_a_piece_cancelled_on_its_way_is_dropped(
-    tmp_path: Path, secured: bool
-) -> None:
-    async with rig_of(
-        tmp_path, secured=secured, piece_bytes=2 * MIB, upload_bytes_s=8 * MIB
-    ) as rig:
-        connection_id = await rig.opened()
-        request_id = rig.fetch(connection_id)
-        async with asyncio.timeout(5):
-            while not rig.buffers.used_bytes:  # until its first bytes arrive
-                await asyncio.sleep(0.001)
-        rig.parents.cancel(fx.CancelFetch(request_id=request_id))
-        assert (await rig.at_child.ended(request_id)).reason is Reason.CANCELLED
-        assert (await rig.at_child.ended(rig.fetch(connection_id, 1))).reason is None
-        assert set(rig.target.written) == {1}
-        assert len(rig.at_child.of(ev.FetchEnded)) == 2
+@with_rig(piece_bytes=2 * MIB, upload_bytes_s=8 * MIB)
+async def test_the_rest_of_a_piece_cancelled_on_its_way_is_dropped(rig: Rig) -> None:
+    connection_id = await rig.opened()
+    request_id = rig.fetch(connection_id)
+    await rig.first_bytes()
+    rig.parents.cancel(fx.CancelFetch(request_id=request_id))
+    assert (await rig.at_child.ended(request_id)).reason is Reason.CANCELLED
+    assert (await rig.at_child.ended(rig.fetch(connection_id, 1))).reason is None
+    assert set(rig.target.written) == {1}
+    assert len(rig.at_child.of(ev.FetchEnded)) == 2
 
 
+@with_rig()
 async def test_a_cancelled_piece_that_comes_all_the_same_is_dropped(rig: Rig) -> None:
     rig.serve = rig.serve_nothing
     connection_id = await rig.opened()
@@ -220,6 +193,7 @@ async def test_a_cancelled_piece_that_comes_all_the_same_is_dropped(rig: Rig) ->
 # ---------------------------------------------------------------- news
 
 
+@with_rig()
 async def test_news_and_refusals_reach_the_child(rig: Rig) -> None:
     rig.serve = rig.serve_nothing
     connection_id = await rig.opened()
@@ -247,6 +221,7 @@ async def test_news_and_refusals_reach_the_child(rig: Rig) -> None:
     assert (await rig.at_child.ended(rig.fetch(connection_id))).reason is Reason.PEER_LOST
 
 
+@with_rig()
 async def test_a_closed_channel_is_told_to_the_parent(rig: Rig) -> None:
     connection_id = await rig.opened()
     rig.parents.close_channel(fx.CloseChannel(connection_id=connection_id, task_id=TASK))
@@ -259,6 +234,7 @@ async def test_a_closed_channel_is_told_to_the_parent(rig: Rig) -> None:
 # ---------------------------------------------------------------- loss
 
 
+@with_rig()
 async def test_a_lost_connection_ends_every_request_once_and_then_itself(rig: Rig) -> None:
     rig.serve = rig.serve_nothing
     connection_id = await rig.opened()
@@ -278,27 +254,22 @@ async def test_a_lost_connection_ends_every_request_once_and_then_itself(rig: Ri
     assert (await rig.at_child.ended(late)).reason is Reason.PEER_LOST
 
 
-async def test_a_connection_lost_within_a_piece_gives_its_memory_back(
-    tmp_path: Path, secured: bool
-) -> None:
-    async with rig_of(
-        tmp_path, secured=secured, piece_bytes=4 * MIB, upload_bytes_s=4 * MIB
-    ) as rig:
-        connection_id = await rig.opened()
-        request_id = rig.fetch(connection_id)
-        async with asyncio.timeout(5):
-            while not rig.buffers.used_bytes:
-                await asyncio.sleep(0.001)
-        rig.parents.disconnect(fx.Disconnect(connection_id=connection_id))
-        assert (await rig.at_child.ended(request_id)).reason is Reason.PEER_LOST
-        assert (await rig.at_child.wait(ev.ParentClosed)).reason is Reason.CANCELLED
-        assert rig.buffers.used_bytes == 0
-        assert (await rig.at_parent.wait(ev.ServeEnded)).reason is Reason.PEER_LOST
-        await rig.at_parent.wait(ev.ChildGone)
-        kinds = [type(event) for event in rig.at_parent.seen]
-        assert kinds.index(ev.ServeEnded) < kinds.index(ev.ChildGone)
+@with_rig(piece_bytes=4 * MIB, upload_bytes_s=4 * MIB)
+async def test_a_connection_lost_within_a_piece_gives_its_memory_back(rig: Rig) -> None:
+    connection_id = await rig.opened()
+    request_id = rig.fetch(connection_id)
+    await rig.first_bytes()
+    rig.parents.disconnect(fx.Disconnect(connection_id=connection_id))
+    assert (await rig.at_child.ended(request_id)).reason is Reason.PEER_LOST
+    assert (await rig.at_child.wait(ev.ParentClosed)).reason is Reason.CANCELLED
+    assert rig.buffers.used_bytes == 0
+    assert (await rig.at_parent.wait(ev.ServeEnded)).reason is Reason.PEER_LOST
+    await rig.at_parent.wait(ev.ChildGone)
+    kinds = [type(event) for event in rig.at_parent.seen]
+    assert kinds.index(ev.ServeEnded) < kinds.index(ev.ChildGone)
 
 
+@with_rig()
 async def test_serving_a_child_that_is_gone_is_answered(rig: Rig) -> None:
     rig.serve_right(1, 0, ConnectionId(12345))
     ended = await rig.at_parent.wait(ev.ServeEnded)

@@ -73,6 +73,7 @@ class PeerMachine(RuleBasedStateMachine):
         self.opens: list[msg.TaskDescriptor] = []
         self.hashes: list[fx.HashPrefix] = []
         self.seals = 0
+        self.removals = 0
         self.sealed = False
         self.epoch = 1
         self.session = 0
@@ -111,6 +112,8 @@ class PeerMachine(RuleBasedStateMachine):
                     self.hashes.append(effect)
                 case fx.SealTask():
                     self.seals += 1
+                case fx.RemoveTask():
+                    self.removals += 1
                 case fx.DownloadEnded():
                     assert effect.download_id not in self.ended, "S4: a download ended twice"
                     assert effect.reason is not None or self.sealed, "success without a seal"
@@ -238,6 +241,15 @@ class PeerMachine(RuleBasedStateMachine):
         self.seals -= 1
         self.sealed = len(self.disk) == PIECES
         self.feed(ev.TaskSealed, task_id=TASK, reason=None)
+
+    @precondition(lambda self: self.removals)
+    @rule()
+    def removal_ends(self) -> None:
+        self.removals -= 1
+        self.disk.clear()
+        self.sealed = False
+        self.rig.feed(ev.TaskRemoved, task_id=TASK)
+        self.carry_out()
 
     @rule(after_ms=st.sampled_from([1, 50, 500, 3000, 40_000]))
     def tick(self, after_ms: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from peer.shell.transfer.parent import ParentLink, Surroundings
 from peer.shell.transfer.stream import PlainStream, Stream, StreamLost, TlsStream
-from shoal.runtime.net import AllFailed, interleave, new_socket, race, show, tune
+from shoal.runtime.net import AllFailed, interleave, new_socket, race, show, tune, why
 from shoal.wire.control import Address
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId
@@ -96,7 +96,7 @@ class Dialer:
 
 
 def _unreachable(address: Address, error: OSError) -> StreamLost:
-    return StreamLost(Reason.PEER_LOST, f"{show(address)}: {error.strerror or 'failed'}")
+    return StreamLost(Reason.PEER_LOST, f"{show(address)}: {why(error)}")
 
 
 def _discard(loser: tuple[ParentLink, int]) -> None:

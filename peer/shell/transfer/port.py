@@ -219,7 +219,7 @@ class PiecePort:
     def _pause_accepting(self, listener: socket.socket, error: OSError) -> None:
         self._log.warning(
             "cannot accept children: raise the limit of open files (LimitNOFILE)",
-            error=error.strerror,
+            error=net.why(error),
         )
         self._loop.remove_reader(listener.fileno())
         self._accept_timers[listener] = self._loop.call_later(
@@ -241,7 +241,7 @@ class PiecePort:
                 stream = TlsStream(accepted, self._ssl_context, server_side=True)
         except OSError as error:
             accepted.close()
-            self._log.debug("a child was gone at once", error=error.strerror)
+            self._log.debug("a child was gone at once", error=net.why(error))
             return
         connection_id = self._next_connection_id()
         link = ChildLink(connection_id, stream, self._around, self._gone)

@@ -11,6 +11,7 @@ import socket
 import ssl
 from typing import Final, Protocol
 
+from shoal.runtime.net import why
 from shoal.runtime.tls import common_name
 from shoal.wire.errors import Reason, ShoalError
 from shoal.wire.limits import KIB
@@ -85,7 +86,7 @@ def lost(error: OSError) -> StreamLost:
         return StreamLost(Reason.UNAUTHORIZED, f"TLS: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
         return StreamLost(Reason.PEER_LOST, f"TLS: {error.reason or error.strerror or 'failed'}")
-    return StreamLost(Reason.PEER_LOST, error.strerror or type(error).__name__)
+    return StreamLost(Reason.PEER_LOST, why(error))
 
 
 def ended() -> StreamLost:
@@ -149,7 +150,7 @@ class PlainStream:
             return 0
         except OSError as error:
             if error.errno in _FILE_ERRORS:
-                raise FileUnreadable(error.strerror or "cannot be read") from error
+                raise FileUnreadable(why(error)) from error
             raise lost(error) from error
         if not sent:
             raise FileUnreadable("the file is shorter than the content")
@@ -249,7 +250,7 @@ class TlsStream:
         try:
             got = os.preadv(fd, [target], offset_bytes)
         except OSError as error:
-            raise FileUnreadable(error.strerror or "cannot be read") from error
+            raise FileUnreadable(why(error)) from error
         if not got:
             raise FileUnreadable("the file is shorter than the content")
         self._staged = target[:got]

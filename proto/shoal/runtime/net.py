@@ -6,6 +6,7 @@ wins (the first that succeeds); knows nothing of what is spoken over a connectio
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
@@ -74,7 +75,7 @@ def listen(address: Address) -> socket.socket:
     try:
         made = new_socket(address)
     except OSError as error:
-        raise UsageError(f"cannot listen on {show(address)}: {error.strerror}") from error
+        raise UsageError(f"cannot listen on {show(address)}: {why(error)}") from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if made.family == socket.AF_INET6:
@@ -88,7 +89,7 @@ def listen(address: Address) -> socket.socket:
             hint = ": another process has it; choose another port or 0 for any"
         elif error.errno == errno.EADDRNOTAVAIL:
             hint = ": this machine has no such address"
-        raise UsageError(f"cannot listen on {show(address)}: {error.strerror}{hint}") from error
+        raise UsageError(f"cannot listen on {show(address)}: {why(error)}{hint}") from error
     return made
 
 
@@ -101,6 +102,11 @@ def local_address(bound: socket.socket) -> Address:
 def show(address: Address) -> str:
     """An address as people write it."""
     return f"[{address.ip}]:{address.port}" if ":" in address.ip else f"{address.ip}:{address.port}"
+
+
+def why(error: OSError) -> str:
+    """The system's own words for an error, which event loops replace by others."""
+    return os.strerror(error.errno) if error.errno else error.strerror or type(error).__name__
 
 
 def interleave(addresses: Sequence[Address]) -> list[Address]:
