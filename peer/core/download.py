@@ -69,6 +69,8 @@ class TaskKeeper:
         if stored.sealed:
             task.confirmed = task.held
         self._queue_announcement(task)
+        # It may have been whole and not yet checked when the daemon ended.
+        self._advance(task)
 
     def describe(self, descriptor: TaskDescriptor) -> Task:
         """Someone fixed what the task is: opens it, or takes over what changed."""

@@ -218,6 +218,8 @@ class SchedulerEngine:
         self._swarms.host_back(host_id)
         for held in hello.leases:
             self._leases.adopt(host_id, held)
+        if known is not None and hello.generation > known.generation:
+            self._leases.forget_run(host_id, hello.leases)
         for task_id in (*lost, *(holding.descriptor.task_id for holding in hello.holdings)):
             task = state.tasks.get(task_id)
             if task is not None and not any(reader.leases for reader in task.readers.values()):

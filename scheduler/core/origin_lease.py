@@ -377,6 +377,13 @@ class LeaseOffice:
         reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
         reader.leases[held.number] = None
 
+    def forget_run(self, host_id: HostId, kept: tuple[msg.HeldLease, ...]) -> None:
+        """A host runs anew: nobody works on the leases of its earlier run any more."""
+        numbers = {held.number for held in kept}
+        for lease in list(self._state.leases.values()):
+            if lease.host_id == host_id and lease.number not in numbers:
+                self._take_back(lease)
+
     # ------------------------------------------------------------ taking back
 
     def _check_at(self, when_ns: int) -> None:

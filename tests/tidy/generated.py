@@ -24,9 +24,9 @@ Both daemons read a TOML file (`--config FILE`), then the environment, then flag
 wins. An option `section.name` is the key `name` of the table `[section]` in the file, the name in
 the last column in the environment, and `--set section.name=value` as a flag; the most used ones
 have flags of their own, which `--help` lists. Sizes are written as `128MiB` or `1GB`, rates as
-`25MB` or `25MB/s`, durations as `250ms`, `10s` or `1h`. An option that does not exist is an error that names
-the nearest one. `shoal peer --check-config` and `shoal scheduler --check-config` read everything,
-print what would be used, without secrets, and start nothing. `deploy/peer.toml` and
+`25MB` or `25MB/s`, durations as `250ms`, `10s` or `1h`. An option that does not exist is an error
+that names the nearest one. `shoal peer --check-config` and `shoal scheduler --check-config` read
+everything, print what would be used, without secrets, and start nothing. `deploy/peer.toml` and
 `deploy/scheduler.toml` are examples.
 """
 

@@ -1,6 +1,7 @@
 """What lies in deploy/ fits the program that it starts."""
 
 import configparser
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_example_configurations_say_what_they_show() -> None:
     # Told to other hosts as it is: an address that they could not reach would help nobody.
     assert not peer.piece.listen.host.startswith("0.")
     assert all(address.port == scheduler.listen.port for address in peer.scheduler.addresses)
+
+
+def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (tmp_path / "peer.toml").write_text(example)
+    assert load(PeerConfig, tmp_path / "peer.toml", {}, {}).zone == "rack-12"
 
 
 def directives(unit: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ def test_long_function(keyword: str) -> None:
 
 
 def test_sleeps() -> None:
-    source = "import time\nfrom time import sleep as nap\ntime.sleep(1)\nawait_ = time.time()\n"
+    source = "import time\nfrom time import sleep as nap\ntime.sleep(1)\ntime.sleep(POLL_S)\n"
     assert sorted(lines_of(rules.sleeps(ast.parse(source)))) == [2, 3]
 
 

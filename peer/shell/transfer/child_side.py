@@ -413,6 +413,11 @@ class ParentConnections:
             reason, detail = error.reason, str(error)
         except OSError as error:
             detail = error.strerror or type(error).__name__
+        except asyncio.CancelledError:
+            # The daemon stops: nobody is told, but the socket must not stay open.
+            connection.greeted.cancel()
+            connection.close(Reason.SHUTTING_DOWN, "stopping")
+            raise
         else:
             self._connections[connection.connection_id] = connection
             now_ns = self.clock.now_ns()
@@ -458,6 +463,9 @@ class ParentConnections:
         )
         connection.start(channel)
         await connection.greeted
+        if channel.closed:
+            # Lost between its hello and this turn of the loop: nobody would tell of its end.
+            raise _NotGreeted(connection.end_reason, "closed right after hello")
 
     def disconnect(self, effect: Disconnect) -> None:
         """Answered by the ends of its requests, then `ParentClosed`."""

@@ -142,6 +142,8 @@ class _ChildConnection:
         if hello.version_max < frames.PEER_VERSION_MIN or (
             hello.version_min > frames.PEER_VERSION_MAX
         ):
+            if self.channel is not None:
+                self.channel.send_now()
             raise ProtocolError("no common version")
         if self.proven_name is not None and self.proven_name != hello.host_id:
             raise ProtocolError("it is not the host of its certificate")
@@ -280,7 +282,11 @@ class PiecePort:
     def closed(self, connection: _ChildConnection) -> None:
         """A connection ended."""
         if self._connections.pop(connection.connection_id, None) is not None:
-            self.post(ChildGone(now_ns=self.clock.now_ns(), connection_id=connection.connection_id))
+            # Behind the ends of its pieces, which wait for the next turn of the loop too.
+            asyncio.get_running_loop().call_soon(self._post_gone, connection.connection_id)
+
+    def _post_gone(self, connection_id: ConnectionId) -> None:
+        self.post(ChildGone(now_ns=self.clock.now_ns(), connection_id=connection_id))
 
     async def close(self) -> None:
         """Stops listening and closes every connection."""

@@ -54,7 +54,8 @@ class OutgoingPiece:
     remaining_bytes: int
     on_end: Callable[[str | None], None]
     """Called once: with None when everything was handed to the kernel, else with what failed."""
-    header_sent: bool = False
+    begun: bool = False
+    """From its header's first byte to its payload's last nothing else may be sent."""
 
 
 class Channel:
@@ -158,6 +159,10 @@ class Channel:
         self._pieces.append(piece)
         self._plan_pump()
 
+    def send_now(self) -> None:
+        """Sends what fits without waiting for the loop's next turn: before a close, for example."""
+        self._pump()
+
     def _plan_pump(self) -> None:
         # Frames of one turn of the loop go out together.
         if not self._pump_planned and not self._writing and self._resume is None:
@@ -201,8 +206,8 @@ class Channel:
     def _send_what_fits(self) -> bool:
         """Sends until the socket is full (True), a rate limit says wait, or nothing is left."""
         for _ in range(2 * TURNS_MAX):
-            in_payload = bool(self._pieces) and self._pieces[0].header_sent
-            if self._frames and not in_payload:
+            in_piece = bool(self._pieces) and self._pieces[0].begun
+            if self._frames and not in_piece:
                 self._send_frames()
             elif self._pieces:
                 if not self._send_slice(self._pieces[0]):
@@ -237,14 +242,10 @@ class Channel:
                 self._watch_writable(blocked=False)
                 self._resume = self._loop.call_later(wait_s, self._go_on)
                 return False
-        if not piece.header_sent:
-            # The header has to go whole before the payload: it is a frame like others.
-            self._frames.appendleft(memoryview(piece.header))
-            self._frames_bytes += len(piece.header)
-            piece.header_sent = True
-            self._send_frames()
-        elif self._frames:
-            self._send_frames()
+        piece.begun = True
+        # Not among the other frames: those that are queued meanwhile must wait for the payload.
+        while piece.header:
+            piece.header = piece.header[self._sock.send(piece.header) :]
         self._send_payload(piece, count)
         return True
 
@@ -275,7 +276,8 @@ class Channel:
             if not self._chunk:
                 return 0
         sent = self._sock.send(self._chunk)
-        self._chunk = None
+        # One TLS record goes at a time: the rest is not read again.
+        self._chunk = self._chunk[sent:] or None
         return sent
 
     # ------------------------------------------------------------ the end

@@ -462,3 +462,10 @@ def test_a_newer_descriptor_during_the_removal_is_the_one_opened() -> None:
     rig.described(replace(describe(), epoch=2))
     rig.feed(ev.TaskRemoved, task_id=TASK)
     assert rig.one(fx.OpenTask).descriptor.epoch == 2
+
+
+def test_a_content_that_was_whole_but_unchecked_at_the_end_is_checked_at_the_start() -> None:
+    rig = Rig(tasks=(stored(describe(4), 0b1111),))
+    assert rig.one(fx.HashPrefix).final
+    rig.hash()
+    assert rig.one(fx.SealTask).task_id == TASK

@@ -1,0 +1,213 @@
+"""Whole peers in one process, with a scheduler and an origin: what a download comes to."""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from aiohttp import web
+
+from peer.shell.api_types import (
+    Delivered,
+    Done,
+    DownloadError,
+    DownloadEvent,
+    DownloadRequest,
+    Failed,
+    WantedUrl,
+)
+from peer.shell.node import NodeOptions, PeerNode
+from scheduler.shell.config import SchedulerConfig, StatusSection
+from scheduler.shell.daemon import SchedulerDaemon
+from shoal.runtime.config_values import Endpoint
+from shoal.wire.errors import Reason
+from shoal.wire.ids import HostId
+from shoal.wire.limits import KIB, MIB
+
+WAIT_S = 20.0
+CONTENT = Random(5).randbytes(3 * MIB + 17)
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+WRONG = f"sha256:{'0' * 64}"
+
+
+class Origin:
+    """Serves one content with ranges; `gate` holds its bodies back."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests = 0
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        part, status = request.http_range, 200
+        headers = {"ETag": '"v1"', "Accept-Ranges": "bytes"}
+        body = CONTENT[part]
+        if part.start is not None:
+            start = part.start
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(CONTENT)}"
+            status = 206
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = len(body)
+        await response.prepare(request)
+        if request.method == "GET":
+            await response.write(body[:1])
+            self.asked.set()
+            await self.gate.wait()
+            await response.write(body[1:])
+        return response
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    made = Origin()
+    app = web.Application()
+    app.router.add_get("/model", made.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/model"
+    yield made
+    made.gate.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[str]:
+    config = SchedulerConfig(listen=Endpoint("127.0.0.1", 0), status=StatusSection(listen=None))
+    daemon = SchedulerDaemon(config, process_metrics=False)
+    await daemon.start()
+    yield str(daemon.address)
+    await daemon.close()
+
+
+@contextlib.asynccontextmanager
+async def node_of(root: Path, name: str, *schedulers: str) -> AsyncIterator[PeerNode]:
+    node = PeerNode(
+        NodeOptions(host_id=HostId(name), store_root=root / name, schedulers=schedulers)
+    )
+    try:
+        await node.start()
+        async with asyncio.timeout(WAIT_S):
+            while schedulers and not node.driver.engine.state.scheduled:
+                await asyncio.sleep(0.01)
+        yield node
+    finally:
+        await node.close()
+    assert node.supervisor.failure is None
+
+
+def asking(
+    url: str, output: Path | None = None, *, digest: str | None = SHA256, to_source: bool = True
+) -> DownloadRequest:
+    return DownloadRequest(
+        urls=(WantedUrl(url=url, digest=digest),),
+        outputs=(output,),
+        piece_length_bytes=256 * KIB,
+        disable_back_to_source=not to_source,
+    )
+
+
+async def outcome(node: PeerNode, request: DownloadRequest) -> list[DownloadEvent]:
+    download = node.downloads.start(request)
+    async with asyncio.timeout(WAIT_S):
+        events = [event async for event in download.events()]
+    await download.close()
+    return events
+
+
+@pytest.mark.slow
+async def test_a_swarm_downloads_right(tmp_path: Path, origin: Origin, scheduler: str) -> None:
+    async with (
+        node_of(tmp_path, "one", scheduler) as one,
+        node_of(tmp_path, "two", scheduler) as two,
+    ):
+        first = await outcome(one, asking(origin.url, tmp_path / "a"))
+        second = await outcome(two, asking(origin.url, tmp_path / "b"))
+    assert isinstance(first[-1], Done)
+    assert first[-1].origin_bytes == len(CONTENT)
+    assert isinstance(second[-1], Done)
+    assert (second[-1].origin_bytes, second[-1].peer_bytes) == (0, len(CONTENT))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+
+
+async def test_a_stream_is_the_content_in_order(tmp_path: Path, origin: Origin) -> None:
+    async with node_of(tmp_path, "one") as node, asyncio.timeout(WAIT_S):
+        stream = await node.downloads.stream(asking(origin.url))
+        assert b"".join([chunk async for chunk in stream.chunks()]) == CONTENT
+        await stream.close()
+
+
+async def test_a_stream_with_a_wrong_digest_never_completes(tmp_path: Path, origin: Origin) -> None:
+    async with node_of(tmp_path, "one") as node, asyncio.timeout(WAIT_S):
+        stream = await node.downloads.stream(asking(origin.url, digest=WRONG))
+        read = bytearray()
+        with pytest.raises(DownloadError) as raised:
+            async for chunk in stream.chunks():
+                read += chunk
+        await stream.close()
+    assert raised.value.reason is Reason.DIGEST_MISMATCH
+    assert CONTENT.startswith(read)
+    assert len(read) < len(CONTENT)
+
+
+async def test_a_wrong_digest_leaves_no_file(tmp_path: Path, origin: Origin) -> None:
+    async with node_of(tmp_path, "one") as node:
+        events = await outcome(node, asking(origin.url, tmp_path / "a", digest=WRONG))
+    assert isinstance(events[-1], Failed)
+    assert events[-1].reason is Reason.DIGEST_MISMATCH
+    assert not (tmp_path / "a").exists()
+    assert not any(isinstance(event, Delivered | Done) for event in events)
+
+
+async def test_a_removed_task_is_gone(tmp_path: Path, origin: Origin) -> None:
+    async with node_of(tmp_path, "one") as node:
+        await outcome(node, asking(origin.url))
+        (task,) = await node.downloads.tasks()
+        assert (task.sealed, task.held_bytes) == (True, len(CONTENT))
+        async with asyncio.timeout(WAIT_S):
+            await node.downloads.remove(task.task_id)
+        assert await node.downloads.tasks() == ()
+        with pytest.raises(DownloadError) as raised:
+            await node.downloads.lend(task.task_id)
+        assert raised.value.reason is Reason.UNKNOWN_TASK
+
+
+async def test_a_restarted_node_keeps_its_content(tmp_path: Path, origin: Origin) -> None:
+    async with node_of(tmp_path, "one") as node:
+        await outcome(node, asking(origin.url))
+    before = origin.requests
+    async with node_of(tmp_path, "one") as node:
+        events = await outcome(node, asking(origin.url, tmp_path / "a"))
+    assert isinstance(events[-1], Done)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert origin.requests == before
+
+
+async def test_without_the_origin_and_without_holders_there_is_no_source(
+    tmp_path: Path, origin: Origin
+) -> None:
+    async with node_of(tmp_path, "one") as node:
+        events = await outcome(node, asking(origin.url, to_source=False))
+    assert isinstance(events[-1], Failed)
+    assert events[-1].reason is Reason.NO_SOURCE
+    assert origin.requests == 0
+
+
+async def test_shutting_down_within_a_download_is_quick(tmp_path: Path, origin: Origin) -> None:
+    origin.gate.clear()
+    async with node_of(tmp_path, "one") as node:
+        node.downloads.start(asking(origin.url, tmp_path / "a"))
+        async with asyncio.timeout(WAIT_S):
+            await origin.asked.wait()
+        began = time.monotonic()
+        await node.close()
+        assert time.monotonic() - began < 2.0
+    assert not (tmp_path / "a").exists()
