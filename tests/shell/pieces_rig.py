@@ -365,7 +365,7 @@ def with_rig(
             for name in ("tmp_path", "loop", "secured")
         ]
         run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         marked = pytest.mark.parametrize("loop", list(LOOPS))(run)
         both: Callable[..., None] = pytest.mark.parametrize(
             "secured", [False, True], ids=["plain", "tls"]

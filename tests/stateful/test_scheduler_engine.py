@@ -7,7 +7,7 @@ invariants must hold, among them that no piece has two live leases.
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.core import events as ev
 from shoal.wire import bitfield
@@ -72,9 +72,10 @@ class Swarm(RuleBasedStateMachine):
                 self.granted[lease.number] = (name, lease)
 
     def _some_lease(self, draw: st.DataObject) -> tuple[str, msg.Lease] | None:
-        if not self.granted:
-            return None
-        return self.granted[draw.draw(st.sampled_from(sorted(self.granted)))]
+        """One that is live if there is any, else an old one."""
+        live = sorted(number for number in self.granted if number in self.rig.engine.state.leases)
+        numbers = live if live and draw.draw(st.integers(0, 4)) else sorted(self.granted)
+        return self.granted[draw.draw(st.sampled_from(numbers))] if numbers else None
 
     # ------------------------------------------------------------ coming and going
 
@@ -103,6 +104,16 @@ class Swarm(RuleBasedStateMachine):
         )
         self._collect()
 
+    @initialize(url=st.booleans(), anonymous=st.booleans())
+    def two_hosts_want_the_same(self, url: bool, anonymous: bool) -> None:
+        for name in "ab":
+            self.rig.connect(name, join_of(member(url=url, anonymous=anonymous)))
+
+    @rule(name=HOSTS, url=st.booleans(), anonymous=st.booleans())
+    def come_with_nothing(self, name: str, url: bool, anonymous: bool) -> None:
+        self.rig.connect(name, join_of(member(url=url, anonymous=anonymous)), generation=2)
+        self._collect()
+
     @rule(name=HOSTS)
     def disconnect(self, name: str) -> None:
         if name in self.rig.sessions:
@@ -126,6 +137,27 @@ class Swarm(RuleBasedStateMachine):
         self._send(name, msg.Leave(collection_id=self.rig.collection(url=url)))
 
     # ------------------------------------------------------------ the origin
+
+    @rule(
+        anonymous=st.booleans(),
+        ranges=st.sampled_from([True, True, True, False]),
+        size=st.sampled_from([PIECES, PIECES, PIECES, None]),
+        validator=st.sampled_from(["1", "1", "2"]),
+    )
+    def accept_all_who_were_asked(
+        self, anonymous: bool, ranges: bool, size: int | None, validator: str
+    ) -> None:
+        for name in self.rig.sessions:
+            for wanted in self.rig.got(name, msg.StatWanted):
+                answer = msg.StatAnswer(
+                    source_id=wanted.source_id,
+                    outcome=None,
+                    size_bytes=None if size is None else size * PIECE_BYTES,
+                    validator=validator,
+                    ranges=ranges,
+                    anonymous=anonymous,
+                )
+                self._send(name, answer)
 
     @rule(
         name=HOSTS,

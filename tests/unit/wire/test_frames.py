@@ -75,7 +75,7 @@ def decode_one(data: bytes) -> Frame | None:
 
 def drain(decoder: FrameDecoder) -> list[Frame]:
     """Every frame that is whole; payload is read and dropped."""
-    found = []
+    found: list[Frame] = []
     room = memoryview(bytearray(4096))
     while True:
         while decoder.payload_remaining_bytes and decoder.take_payload(room):
