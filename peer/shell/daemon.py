@@ -255,10 +255,13 @@ class PeerDaemon:
             return
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_S
-        while loop.time() < end and any(
-            child.serving for child in node.driver.engine.state.children.values()
-        ):
+        while self._sending(node) and loop.time() < end:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.05)
+
+    @staticmethod
+    def _sending(node: PeerNode) -> bool:
+        children = node.driver.engine.state.children
+        return any(child.serving for child in children.values())
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises what made it fail."""

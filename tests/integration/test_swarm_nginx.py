@@ -38,7 +38,7 @@ def test_nginx_is_read_once_for_four_daemons_and_not_needed_for_the_fifth(tmp_pa
                 assert again.seconds < FROM_STORE_S_MAX
                 assert (again.origin_bytes, again.peer_bytes) == (0, 0)
         late = swarm.add_peer("late")
-        late.wait_connected()
+        swarm.wait_connected()
         (result,) = finish(swarm.begin(url, [late], "late"), sha256)
         say(f"late, nginx stopped: {result.seconds:.2f} s")
         assert result.origin_bytes == 0
