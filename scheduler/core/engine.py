@@ -455,6 +455,9 @@ class SchedulerEngine:
         task.descriptor = replace(
             task.descriptor, geometry=task.descriptor.geometry.sealed(found.size_bytes)
         )
+        # What its reader has read and not yet stated must not be leased to others meanwhile.
+        lease.pieces = task.descriptor.geometry.all_pieces & ~task.covered & ~task.leased
+        task.leased |= lease.pieces
         self._swarms.describe_again(task)
 
     def _checked(self, host_id: HostId, checked: msg.Checked) -> None:

@@ -82,10 +82,11 @@ def test_small_and_odd_sizes(size_bytes: int, known_size: bool, scheduler: bool)
         assert len(pieces) == -(-size_bytes // (256 * KIB if known_size else MIB))
 
 
-def test_an_origin_of_unknown_size_is_read_once_by_one_host() -> None:
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_origin_of_unknown_size_is_read_once_by_one_host(ranges: bool) -> None:
     world = make_world(4, 10 * MIB + 5)
     world.origin.known_size = False
-    world.origin.ranges = False
+    world.origin.ranges = ranges
     want_all(world)
     finish(world)
     assert_all_right(world)
