@@ -127,6 +127,8 @@ class FetchPiece:
     """The epoch that the header must name; another one ends the request with NOT_HELD."""
     provisional: bool = False
     """Epoch 0, of a parent without a scheduler that confirmed the piece, is accepted too."""
+    wait: bool = False
+    """A standing request: a parent that does not hold the piece yet sends it when it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

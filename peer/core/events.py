@@ -301,6 +301,8 @@ class ChildRequested(Event):
     connection_id: ConnectionId
     task_id: TaskId
     requests: tuple[tuple[int, int], ...]
+    wait: bool = False
+    """Pieces that are not held yet are to be sent when they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

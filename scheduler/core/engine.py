@@ -17,6 +17,7 @@ from scheduler.core.swarm import Swarms
 from scheduler.core.validation import validate
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
+from shoal.wire.geometry import Geometry, choose_geometry
 from shoal.wire.ids import Dice, HostId, SourceId, TaskId
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
 
@@ -36,7 +37,8 @@ class SchedulerEngine:
     """All decisions of one scheduler.
 
     `token_source` gives a fresh secret of 32 bytes (injected: a core draws no secrets);
-    `piece_digest` is the algorithm of piece digests for new tasks.
+    `piece_digest` is the algorithm of piece digests for new tasks; `cut(size, wanted piece length)`
+    fixes the geometry of new tasks (the simulator of large swarms cuts more coarsely).
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SchedulerEngine:
         scheduler_id: str,
         token_source: Callable[[], bytes],
         piece_digest: str = "xxh3-128",
+        cut: Callable[[int | None, int | None], Geometry] = choose_geometry,
     ) -> None:
         self.state = SchedulerState(
             limits=limits,
@@ -54,6 +57,7 @@ class SchedulerEngine:
             scheduler_id=scheduler_id,
             token_source=token_source,
             piece_digest=piece_digest,
+            cut=cut,
         )
         self._leases = LeaseOffice(
             self.state,

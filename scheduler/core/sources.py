@@ -10,7 +10,7 @@ from scheduler.core.effects import Noted
 from scheduler.core.state import SchedulerState, Source, Task, Waiting
 from shoal.wire import control as msg
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason, UsageError
-from shoal.wire.geometry import Geometry, choose_geometry
+from shoal.wire.geometry import Geometry
 from shoal.wire.ids import HostId, SourceId, TaskId, task_of_source
 from shoal.wire.limits import MILLISECOND_NS
 
@@ -193,7 +193,7 @@ class SourceBook:
         task = self._state.tasks.get(task_id)
         if task is None:
             try:
-                geometry = choose_geometry(answer.size_bytes, source.piece_length_bytes)
+                geometry = self._state.cut(answer.size_bytes, source.piece_length_bytes)
             except UsageError as error:
                 self.fail(source, Reason.ORIGIN_INVALID, str(error))
                 return

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.effects import AnyEffect, SendToHost
 from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
+from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
 from shoal.wire.limits import SchedulerLimits
 from shoal.wire.wakeups import WakeUps
@@ -171,12 +172,14 @@ class SchedulerState:
         scheduler_id: str,
         token_source: Callable[[], bytes],
         piece_digest: str,
+        cut: Callable[[int | None, int | None], Geometry],
     ) -> None:
         self.limits = limits
         self.dice = dice
         self.scheduler_id = scheduler_id
         self.token_source = token_source
         self.piece_digest = piece_digest
+        self.cut = cut
         self.now_ns = 0
         self.effects: list[AnyEffect] = []
         self.hosts: dict[HostId, Host] = {}
