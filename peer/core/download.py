@@ -57,6 +57,7 @@ class TaskKeeper:
         self._announce_due_ns: int | None = None
         self._last_announce_ns = -(1 << 62)
         self._to_announce: dict[TaskId, Task] = {}
+        self._renewed: dict[TaskId, Task] = {}
 
     # ------------------------------------------------------------ opening
 
@@ -299,10 +300,21 @@ class TaskKeeper:
 
     def _queue_announcement(self, task: Task) -> None:
         self._to_announce[task.task_id] = task
+        self._renewed[task.task_id] = task
         if self._announce_due_ns is None:
-            earliest = self._last_announce_ns + self._state.limits.announce_interval_ns
+            interval_ns = self._state.limits.announce_interval_ns
+            if self._state.planned(task):
+                # Children are sent what they wait for without such news.
+                interval_ns = max(interval_ns, self._state.report_interval_ns // 2)
+            earliest = self._last_announce_ns + interval_ns
             self._announce_due_ns = max(self._state.now_ns, earliest)
             self._state.wake_at(self._announce_due_ns)
+
+    def take_renewed(self) -> list[Task]:
+        """Tasks of which pieces may have become servable since the last call."""
+        renewed = list(self._renewed.values())
+        self._renewed.clear()
+        return renewed
 
     def announce_everything(self) -> None:
         """The rule of what may be announced changed (a session began or ended)."""

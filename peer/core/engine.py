@@ -11,6 +11,7 @@ from typing import Any
 from peer.core import events as ev
 from peer.core.download import OPEN_PHASES, TaskKeeper
 from peer.core.effects import AnyEffect, Noted, RemoveEnded, RemoveTask, SendToScheduler, Withdraw
+from peer.core.feeds import Feeds
 from peer.core.fetching import Fetcher
 from peer.core.origin_reads import OriginReads
 from peer.core.parents import ParentTable
@@ -49,8 +50,13 @@ class PeerEngine:
             on_abandon=self._task_over,
         )
         self._parents = ParentTable(self.state, on_change=self._link_changed)
+        self._feeds = Feeds(self.state, self._parents)
         self._fetcher = Fetcher(
-            self.state, self._keeper, self._parents, on_local_failure=self._local_failure
+            self.state,
+            self._keeper,
+            self._parents,
+            feeds=self._feeds,
+            on_local_failure=self._local_failure,
         )
         self._reads = OriginReads(
             self.state,
@@ -82,6 +88,7 @@ class PeerEngine:
         self._handlers[type(event)](event)
         self._reads.fill()
         self._fetcher.fill()
+        self._uploads.serve_awaited()
         self._keeper.flush_if_due()
         self._outbox.flush_if_due()
         effects, state.effects = state.effects, []
@@ -136,7 +143,7 @@ class PeerEngine:
             ev.SchedulerDown: self._scheduler_down,
             ev.FromScheduler: self._from_scheduler,
             ev.ParentConnected: self._parents.connected,
-            ev.ParentConnectFailed: self._parents.connect_failed,
+            ev.ParentConnectFailed: self._connect_failed,
             ev.ParentClosed: self._parent_closed,
             ev.ParentOpened: self._parents.opened,
             ev.ParentRefused: self._parents.refused,
@@ -167,7 +174,9 @@ class PeerEngine:
             msg.Leases: self._leases,
             msg.Digests: self._keeper.listed,
             msg.DigestsWanted: self._digests_wanted,
-            msg.SwarmMap: lambda m: None,
+            msg.Assigned: self._assigned,
+            msg.Directory: self._directory,
+            msg.SwarmMap: self._swarm_map,
             msg.SourceFailed: self._wishes.source_failed,
             msg.EpochVoided: self._epoch_voided,
             msg.Redirected: self._redirected,
@@ -225,6 +234,7 @@ class PeerEngine:
             self.state.emit(RemoveTask(task_id=task.task_id))
 
     def _collection_over(self, collection: Collection) -> None:
+        self._feeds.forget(collection)
         self._parents.forget_collection(collection)
 
     # ------------------------------------------------------------ store
@@ -321,6 +331,8 @@ class PeerEngine:
         self.state.session_lost_ns = event.now_ns
         self._outbox.reset()
         self._keeper.judge_lost()
+        for collection in self.state.collections.values():
+            self._feeds.forget(collection)
         self._wishes.session_lost()
         jitter_ns = int(self.state.dice.random() * self.state.limits.orphan_origin_jitter_ns)
         for task in self.state.tasks.values():
@@ -351,6 +363,27 @@ class PeerEngine:
         collection = self.state.collections.get(message.collection_id)
         if collection is not None:
             self._parents.named(message, collection)
+
+    def _assigned(self, message: msg.Assigned) -> None:
+        collection = self.state.collections.get(message.collection_id)
+        if collection is not None:
+            began = not collection.feeds
+            self._feeds.assigned(message, collection)
+            if began:
+                self._parents.refresh()
+            self._fetcher.all_changed()
+            self._fetcher.map_changed(collection)
+
+    def _directory(self, message: msg.Directory) -> None:
+        collection = self.state.collections.get(message.collection_id)
+        if collection is not None:
+            self._feeds.directory(message, collection)
+
+    def _swarm_map(self, message: msg.SwarmMap) -> None:
+        collection = self.state.collections.get(message.collection_id)
+        if collection is not None:
+            self._feeds.mapped(message, collection)
+            self._fetcher.map_changed(collection)
 
     def _token(self, message: msg.SwarmToken) -> None:
         self._uploads.trust(message.task_id, message.token, message.ttl_ms)
@@ -391,9 +424,21 @@ class PeerEngine:
     # ------------------------------------------------------------ the rest
 
     def _parent_closed(self, event: ev.ParentClosed) -> None:
+        link = self.state.links_by_connection.get(event.connection_id)
+        if link is not None:
+            self._feeds.drop_pulls(link)
+            for collection_id in link.collections:
+                if collection_id in self.state.collections:
+                    self._fetcher.map_changed(self.state.collections[collection_id])
         self._parents.closed(event)
         # Its requests have ended; what only it held may have to come from the origin.
         self._reads.changed()
+
+    def _connect_failed(self, event: ev.ParentConnectFailed) -> None:
+        link = self.state.links.get(event.host_id)
+        if link is not None:
+            self._feeds.drop_pulls(link)
+        self._parents.connect_failed(event)
 
     def _stat_ended(self, event: ev.StatEnded) -> None:
         self._wishes.stat_ended(event)

@@ -12,17 +12,21 @@ from collections.abc import Callable
 from peer.core.download import TaskKeeper
 from peer.core.effects import CancelFetch, DropPieces, FetchPiece
 from peer.core.events import FetchEnded, PieceRecord
+from peer.core.feeds import Feeds
 from peer.core.parents import ParentTable
 from peer.core.picker import pick
-from peer.core.state import Fetch, Link, LinkPhase, PeerState, Task, TaskPhase
+from peer.core.state import Collection, Fetch, Link, LinkPhase, PeerState, Task, TaskPhase
 from shoal.wire import bitfield
 from shoal.wire.errors import Reason
-from shoal.wire.ids import RequestId
+from shoal.wire.ids import CollectionId, RequestId
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 PIPELINE_HORIZON_NS = 30 * MILLISECOND_NS
 """Beside twice the round trip: how far ahead of a parent's sending its queue is filled. Long
 enough to bridge a busy event loop, short enough that rarity is judged on fresh news."""
+
+STANDING_MIN = 2
+"""Standing requests of one stripe: the one that comes, and the one that its parent sends next."""
 
 FIRST_IN_ORDER = 4
 """The first requests of a streamed task all go in order, so that its reader starts at once."""
@@ -42,21 +46,33 @@ class Fetcher:
         keeper: TaskKeeper,
         parents: ParentTable,
         *,
+        feeds: Feeds,
         on_local_failure: Callable[[Task, Reason, str], None],
     ) -> None:
         self._state = state
         self._keeper = keeper
         self._parents = parents
+        self._feeds = feeds
         self._on_local_failure = on_local_failure
         self._deadlines: list[tuple[int, RequestId]] = []
         self._dirty: dict[str, Link] = {}
         self._blocked: dict[str, Link] = {}
         """Parents passed over because of a quarantine or a `busy` that will expire."""
         self._all_dirty = False
+        self._mapped: dict[CollectionId, Collection] = {}
+        """Collections whose pulls are to be looked at again."""
+
+    def map_changed(self, collection: Collection) -> None:
+        """There is news of who holds what."""
+        self._mapped[collection.collection_id] = collection
 
     def link_changed(self, link: Link) -> None:
         """This parent may take requests that it could not before."""
         self._dirty[link.host_id] = link
+
+    def all_changed(self) -> None:
+        """Whom to ask for what has changed."""
+        self._all_dirty = True
 
     def task_changed(self, _task: Task) -> None:
         """Pieces of a task may be requested from anybody again."""
@@ -66,6 +82,7 @@ class Fetcher:
 
     def fill(self) -> None:
         """Sends what can be sent now. Called at the end of every event."""
+        self._plan_pulls()
         if self._all_dirty:
             self._all_dirty = False
             self._dirty.clear()
@@ -89,10 +106,14 @@ class Fetcher:
             self._blocked[link.host_id] = link
             self._state.wake_at(blocked_until_ns)
             return
+        if not self._fill_planned(link):
+            return
         tasks = [
             (task, channel)
             for task_id, channel in link.channels.items()
-            if channel.open and (task := self._state.tasks[task_id]).phase is TaskPhase.ACTIVE
+            if channel.open
+            and (task := self._state.tasks[task_id]).phase is TaskPhase.ACTIVE
+            and not self._state.planned(task)
         ]
         if len(tasks) > 1:
             tasks.sort(key=lambda pair: -pair[0].priority)
@@ -108,6 +129,53 @@ class Fetcher:
                         break
                 if not self._request(link, task, candidates):
                     return
+
+    # ------------------------------------------------------------ by plan
+
+    def _plan_pulls(self) -> None:
+        if not self._mapped:
+            return
+        mapped, self._mapped = self._mapped, {}
+        for collection in mapped.values():
+            if not self._state.scheduled or collection.collection_id not in self._state.collections:
+                continue
+            for link, task, pieces in self._feeds.plan_pulls(collection):
+                # Who was to bring them is late: they come from elsewhere now.
+                self.cancel_pieces(task, pieces)
+                self.link_changed(link)
+
+    def _fill_planned(self, link: Link) -> bool:
+        """Pulls and standing requests at a parent. False: there is no room for any request."""
+        for task_id, pieces in list(link.pulls.items()):
+            task = self._state.tasks[task_id]
+            channel = link.channels.get(task_id)
+            if channel is None or not channel.open:
+                self._parents.open_channel(link, task)
+                continue
+            depth = self._depth(link, task)
+            for piece in bitfield.pieces(pieces & ~task.flying_mask):
+                if len(link.requests) >= depth:
+                    break
+                if not self._send(link, task, piece):
+                    return False
+        for collection, stripe in list(self._feeds.stripes(link)):
+            feed = (collection.collection_id, stripe)
+            self._feeds.open_ahead(link, collection)
+            while (found := self._feeds.next_piece(link, collection, stripe)) is not None:
+                task, piece = found
+                if link.standing.get(feed, 0) >= self._standing_depth(link, task):
+                    break
+                if not self._send(link, task, piece, feed=feed):
+                    return False
+        return True
+
+    def _standing_depth(self, link: Link, task: Task) -> int:
+        """Pieces of one stripe asked for ahead: what the rate of its parent brings while a request
+        travels, within this stripe's part of the budget."""
+        length = task.descriptor.geometry.piece_length_bytes
+        assert task.flow is not None
+        share = self._state.limits.in_flight_bytes_max // (2 * len(task.flow.feeds)) // length
+        return max(STANDING_MIN, min(self._depth(link, task), share))
 
     def _depth(self, link: Link, task: Task) -> int:
         limits = self._state.limits
@@ -131,13 +199,19 @@ class Fetcher:
         return candidates & parent_held
 
     def _request(self, link: Link, task: Task, candidates: int) -> bool:
-        geometry = task.descriptor.geometry
         piece = pick(
             candidates,
             task.availability,
             self._state.dice,
             in_order=self._goes_in_order(task),
         )
+        return self._send(link, task, piece)
+
+    def _send(
+        self, link: Link, task: Task, piece: int, feed: tuple[CollectionId, int] | None = None
+    ) -> bool:
+        """Requests a piece. False: the budget of bytes in flight is used up."""
+        geometry = task.descriptor.geometry
         length = geometry.length_bytes(piece)
         if self._state.in_flight_bytes + length > self._state.limits.in_flight_bytes_max and (
             self._state.in_flight_bytes
@@ -148,10 +222,12 @@ class Fetcher:
         request_id = self._state.next_request_id()
         link.queued_bytes += length
         deadline_ns = now_ns + self._patience_ns(link)
-        fetch = Fetch(request_id, link, task, piece, length, now_ns, deadline_ns)
+        fetch = Fetch(request_id, link, task, piece, length, now_ns, deadline_ns, feed)
         self._state.fetches[request_id] = fetch
         self._state.in_flight_bytes += length
         link.requests[request_id] = None
+        if feed is not None:
+            link.standing[feed] = link.standing.get(feed, 0) + 1
         task.flying.setdefault(piece, []).append(request_id)
         task.flying_mask |= 1 << piece
         heapq.heappush(self._deadlines, (deadline_ns, request_id))
@@ -169,6 +245,7 @@ class Fetcher:
                 expected=task.listed.get(piece, b""),
                 epoch=task.descriptor.epoch,
                 provisional=not self._state.scheduled,
+                wait=feed is not None,
             )
         )
         return True
@@ -200,6 +277,10 @@ class Fetcher:
         self._forget(fetch)
         link, task = fetch.link, fetch.task
         self.link_changed(link)
+        if fetch.task.pulled >> fetch.piece & 1:
+            self._feeds.end_pull(link, task, fetch.piece)
+            if task.flow is not None:
+                self.map_changed(task.flow)
         if event.reason is None:
             self._stored(fetch, event)
         elif event.reason is Reason.PEER_BUSY:
@@ -252,6 +333,8 @@ class Fetcher:
         self._state.in_flight_bytes -= fetch.length_bytes
         fetch.link.requests.pop(fetch.request_id, None)
         fetch.link.queued_bytes -= fetch.length_bytes
+        if fetch.feed is not None:
+            fetch.link.standing[fetch.feed] -= 1
         requests = fetch.task.flying[fetch.piece]
         requests.remove(fetch.request_id)
         if not requests:
@@ -275,6 +358,12 @@ class Fetcher:
             for request_id in list(task.flying.get(piece, ())):
                 self._cancel(self._state.fetches[request_id])
 
+    @staticmethod
+    def _owed(fetch: Fetch) -> bool:
+        """Whether a parent said that it holds what a standing request asks for."""
+        channel = fetch.link.channels.get(fetch.task.task_id)
+        return channel is not None and bool(channel.held >> fetch.piece & 1)
+
     def tick(self) -> None:
         """Gives up requests whose time is over."""
         now_ns = self._state.now_ns
@@ -284,6 +373,12 @@ class Fetcher:
             if fetch is None:
                 continue
             link = fetch.link
+            if fetch.feed is not None and not self._owed(fetch):
+                # It does not have the piece itself yet.
+                fetch.deadline_ns = now_ns + self._state.limits.request_timeout_min_ns
+                heapq.heappush(self._deadlines, (fetch.deadline_ns, request_id))
+                self._state.wake_at(fetch.deadline_ns)
+                continue
             quiet_ns = now_ns - max(fetch.sent_ns, link.last_active_ns)
             too_late = now_ns - fetch.sent_ns >= self._state.limits.request_timeout_max_ns
             if quiet_ns < self._state.limits.request_timeout_min_ns and not too_late:

@@ -27,9 +27,9 @@ from peer.core.state import (
     Task,
     TaskPhase,
 )
-from shoal.wire.control import Parents
+from shoal.wire.control import Parent, Parents
 from shoal.wire.errors import Reason
-from shoal.wire.ids import HostId, TaskId
+from shoal.wire.ids import CollectionId, HostId, TaskId
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 STRIKE_DOUBLINGS_MAX = 10
@@ -60,8 +60,7 @@ class ParentTable:
                 continue
             link = self._state.links.get(parent.host_id)
             if link is None:
-                link = Link(host_id=parent.host_id, addresses=parent.addresses, zone=parent.zone)
-                self._state.links[parent.host_id] = link
+                link = self._new_link(parent)
             elif link.addresses != parent.addresses:
                 # The host came back elsewhere: what was learnt of its old place says nothing.
                 link.addresses = parent.addresses
@@ -77,6 +76,44 @@ class ParentTable:
                 link.collections.pop(collection.collection_id, None)
         self.refresh()
 
+    def _new_link(self, parent: Parent) -> Link:
+        link = Link(host_id=parent.host_id, addresses=parent.addresses, zone=parent.zone)
+        link.met_ns = self._state.now_ns
+        self._state.links[parent.host_id] = link
+        return link
+
+    def meet(self, parent: Parent, collection: Collection) -> Link | None:
+        """A link to a host of the swarm that was not named as a parent; None if it is not to be
+        used now. It connects if it has to."""
+        link = self._state.links.get(parent.host_id)
+        if link is None:
+            if len(self._state.links) >= self._state.limits.parents_max:
+                self._make_room(collection)
+            if len(self._state.links) >= self._state.limits.parents_max:
+                return None
+            link = self._new_link(parent)
+        if link.quarantined_until_ns > self._state.now_ns:
+            return None
+        link.collections[collection.collection_id] = None
+        link.met_ns = self._state.now_ns
+        if link.phase is LinkPhase.IDLE:
+            self._connect(link)
+        return link
+
+    def _make_room(self, collection: Collection) -> None:
+        """Lets go of a host that was met for a pull and is not needed any more."""
+        for link in self._state.links.values():
+            if (
+                not link.pulls
+                and not link.requests
+                and link.phase is not LinkPhase.CONNECTING
+                and link.host_id not in collection.parents
+                and list(link.collections) == [collection.collection_id]
+            ):
+                link.collections.clear()
+                self._release(link)
+                return
+
     def forget_collection(self, collection: Collection) -> None:
         """The collection is no longer wanted: links that served only it are closed."""
         for host_id in collection.parents:
@@ -87,12 +124,18 @@ class ParentTable:
         self.refresh()
 
     def refresh(self) -> None:
-        """Connects what is needed, opens channels, closes what is not needed any more."""
+        """Connects what is needed, opens channels, closes what is not needed any more. Channels of
+        tasks that flow by a plan are opened when they are needed."""
         wanted = self._wanted_tasks()
         up = 0
         for link in list(self._state.links.values()):
-            tasks = [task for task in wanted if self._serves(link, task)]
-            if not tasks:
+            needed = False
+            tasks: dict[TaskId, Task] = {}
+            for collection_id in link.collections:
+                if collection_id in wanted:
+                    needed = True
+                    tasks.update(wanted[collection_id])
+            if not needed:
                 self._release(link)
                 continue
             if up >= self._state.limits.parents_max:
@@ -101,24 +144,22 @@ class ParentTable:
             if link.phase is LinkPhase.IDLE:
                 self._connect(link)
             elif link.phase is LinkPhase.UP:
-                self._open_channels(link, tasks)
+                for task in tasks.values():
+                    self.open_channel(link, task)
 
-    def _wanted_tasks(self) -> list[Task]:
-        return [
-            task
-            for task in self._state.tasks.values()
-            if task.phase is TaskPhase.ACTIVE and task.watchers and not task.complete
-        ]
-
-    def _serves(self, link: Link, task: Task) -> bool:
-        for collection_id in link.collections:
-            collection = self._state.collections.get(collection_id)
-            if collection is None:
+    def _wanted_tasks(self) -> dict[CollectionId, dict[TaskId, Task]]:
+        """By collection that still lacks something: the tasks that do not flow by a plan."""
+        wanted: dict[CollectionId, dict[TaskId, Task]] = {}
+        for task in self._state.tasks.values():
+            if task.phase is not TaskPhase.ACTIVE or not task.watchers or task.complete:
                 continue
-            for download_id in collection.downloads:
-                if download_id in task.watchers:
-                    return True
-        return False
+            planned = self._state.planned(task)
+            for download_id in task.watchers:
+                collection_id = self._state.downloads[download_id].collection_id
+                tasks = wanted.setdefault(collection_id, {})
+                if not planned:
+                    tasks[task.task_id] = task
+        return wanted
 
     def _release(self, link: Link) -> None:
         if link.phase is LinkPhase.UP and link.connection_id is not None:
@@ -138,27 +179,30 @@ class ParentTable:
         link.phase = LinkPhase.CONNECTING
         self._state.emit(Connect(host_id=link.host_id, addresses=link.addresses))
 
-    def _open_channels(self, link: Link, tasks: list[Task]) -> None:
+    def open_channel(self, link: Link, task: Task) -> None:
+        """Opens the channel of a task, unless it is open, refused for now, or no token is here."""
+        if link.phase is not LinkPhase.UP:
+            return
         assert link.connection_id is not None
-        for task in tasks:
-            channel = link.channels.get(task.task_id)
-            if channel is not None and channel.refused_until_ns == 0:
-                continue
-            if channel is not None and channel.refused_until_ns > self._state.now_ns:
+        channel = link.channels.get(task.task_id)
+        if channel is not None:
+            if channel.refused_until_ns == 0:
+                return
+            if channel.refused_until_ns > self._state.now_ns:
                 self._refresh_at(channel.refused_until_ns)
-                continue
-            token = self.token(task.task_id)
-            if token is None:
-                continue
-            link.channels[task.task_id] = Channel()
-            self._state.emit(
-                OpenChannel(
-                    connection_id=link.connection_id,
-                    task_id=task.task_id,
-                    token=token,
-                    piece_count_max=task.piece_count_max,
-                )
+                return
+        token = self.token(task.task_id)
+        if token is None:
+            return
+        link.channels[task.task_id] = Channel()
+        self._state.emit(
+            OpenChannel(
+                connection_id=link.connection_id,
+                task_id=task.task_id,
+                token=token,
+                piece_count_max=task.piece_count_max,
             )
+        )
 
     def token(self, task_id: TaskId) -> bytes | None:
         """The newest swarm token of a task that is still good."""
@@ -198,6 +242,7 @@ class ParentTable:
         link.round_trip_ns = event.round_trip_ns
         self._state.links_by_connection[event.connection_id] = link
         self.refresh()
+        self._on_change(link)
 
     def connect_failed(self, event: ParentConnectFailed) -> None:
         """No connection to a parent could be made."""
@@ -328,6 +373,8 @@ class ParentTable:
         if self._refresh_at_ns is not None and self._refresh_at_ns <= self._state.now_ns:
             self._refresh_at_ns = None
             self.refresh()
+            for link in self._state.live_links():
+                self._on_change(link)
 
     def _refresh_at(self, when_ns: int) -> None:
         if self._refresh_at_ns is None or when_ns < self._refresh_at_ns:

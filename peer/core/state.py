@@ -11,7 +11,8 @@ from enum import Enum, auto
 from peer.core.effects import AnyEffect
 from peer.core.events import PieceRecord, Source
 from peer.core.picker import Availability
-from shoal.wire.control import Address, Demand, HostInfo, TaskDescriptor
+from peer.core.swarm_view import SwarmView
+from shoal.wire.control import Address, Demand, HostInfo, Parent, TaskDescriptor
 from shoal.wire.errors import Reason
 from shoal.wire.ids import (
     CollectionId,
@@ -23,7 +24,7 @@ from shoal.wire.ids import (
     SourceId,
     TaskId,
 )
-from shoal.wire.limits import PIECES_PER_TASK_MAX, PeerLimits
+from shoal.wire.limits import MILLISECOND_NS, PIECES_PER_TASK_MAX, PeerLimits
 from shoal.wire.wakeups import WakeUps
 
 
@@ -87,6 +88,11 @@ class Task:
     voids: int = 0
     origin_bytes: int = 0
     peer_bytes: int = 0
+    flow: "Collection | None" = None
+    """The collection by whose plan the task flows to this host, and its number there."""
+    number: int = 0
+    pulled: int = 0
+    """Pieces that are to come from hosts that are not their stripe's parent."""
     next_descriptor: TaskDescriptor | None = None
     """A newer descriptor that waits for the store's answer to the present one."""
 
@@ -119,6 +125,10 @@ class Task:
         """Bound of piece numbers of this task."""
         geometry = self.descriptor.geometry
         return PIECES_PER_TASK_MAX if geometry.size_bytes is None else geometry.piece_count
+
+
+QUIET_NS = 500 * MILLISECOND_NS
+"""A parent that brings nothing for so long leaves room for others."""
 
 
 class LinkPhase(Enum):
@@ -162,6 +172,16 @@ class Link:
     received_bytes: int = 0
     """Since the last report."""
     busy_until_ns: int = 0
+    pulls: dict[TaskId, int] = field(default_factory=dict)
+    """Pieces to be had from it although it is not their stripe's parent, by task."""
+    standing: dict[tuple[CollectionId, int], int] = field(default_factory=dict)
+    """Standing requests at it, by collection and stripe."""
+    met_ns: int = 0
+    """When it was named, or needed for a pull."""
+
+    def quiet_since(self, now_ns: int) -> bool:
+        """Whether nothing came from it for a while."""
+        return now_ns - max(self.last_active_ns, self.met_ns) >= QUIET_NS
 
 
 @dataclass(slots=True)
@@ -175,6 +195,8 @@ class Fetch:
     length_bytes: int
     sent_ns: int
     deadline_ns: int
+    feed: tuple[CollectionId, int] | None = None
+    """Of a standing request: the stripe that it belongs to."""
 
 
 @dataclass(slots=True)
@@ -213,6 +235,18 @@ class Collection:
     downloads: dict[DownloadId, None] = field(default_factory=dict)
     joined: bool = False
     parents: dict[HostId, None] = field(default_factory=dict)
+    unit_bytes: int = 0
+    feeds: tuple[HostId, ...] = ()
+    """By stripe: the parent that feeds it; "" for none. Empty: no plan, everybody exchanges with
+    everybody."""
+    tasks: dict[int, TaskId] = field(default_factory=dict)
+    """By number: the task that each source was found to be."""
+    first: int = 0
+    """Tasks with smaller numbers are all here."""
+    directory: dict[int, Parent] = field(default_factory=dict)
+    view: SwarmView = field(default_factory=SwarmView)
+    spread: deque[tuple[int, dict[int, int]]] = field(default_factory=deque)
+    """What half of the swarm held at earlier times, oldest first."""
 
 
 @dataclass(slots=True)
@@ -226,6 +260,8 @@ class Child:
     """Waiting requests: (its request number, task, piece)."""
     serving: dict[int, tuple[TaskId, int]] = field(default_factory=dict)
     served_bytes: int = 0
+    waiting: dict[int, tuple[TaskId, int]] = field(default_factory=dict)
+    """Standing requests for pieces that are not held yet: its request number -> (task, piece)."""
 
 
 @dataclass(slots=True)
@@ -311,6 +347,16 @@ class PeerState:
             return True
         lost_for_ns = self.now_ns - self.session_lost_ns
         return not self.scheduled and lost_for_ns >= self.limits.scheduler_grace_ns
+
+    def planned(self, task: Task) -> bool:
+        """Whether the task flows by the scheduler's plan: stripes from assigned parents."""
+        return (
+            task.flow is not None
+            and bool(task.flow.feeds)
+            and self.scheduled
+            and task.descriptor.geometry.size_bytes is not None
+            and task.descriptor.ranges
+        )
 
     def live_links(self) -> Iterator[Link]:
         """Parents that are connected, in the order in which they were named."""

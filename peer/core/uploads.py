@@ -4,6 +4,8 @@ Children are served in turn, a few pieces at once, so that one with a long queue
 than its share.
 """
 
+from dataclasses import dataclass, field
+
 from peer.core.download import OPEN_PHASES, TaskKeeper
 from peer.core.effects import (
     AcceptChild,
@@ -22,7 +24,8 @@ from peer.core.events import (
     ChildRequested,
     ServeEnded,
 )
-from peer.core.state import Child, PeerState
+from peer.core.state import Child, PeerState, Task, TaskPhase
+from shoal.wire import bitfield
 from shoal.wire.digest import same, swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, TaskId
@@ -36,6 +39,23 @@ TOKENS_PER_TASK_MAX = 4
 """Tokens of a task that are good at once: of this scheduler and of ones before a restart."""
 
 
+PARK_NS = 1_000 * MILLISECOND_NS
+"""How long a child that comes too early waits for its answer."""
+
+PARKED_MAX = 4096
+
+STILL_FILLING = (TaskPhase.ACTIVE, TaskPhase.CHECKING, TaskPhase.SEALING)
+
+
+@dataclass(slots=True)
+class Awaited:
+    """Standing requests for pieces of one task."""
+
+    mask: int = 0
+    children: dict[int, dict[tuple[ConnectionId, int], Child]] = field(default_factory=dict)
+    """By piece: the children that wait for it, each with its request number."""
+
+
 class Uploads:
     """Keeps children and their queues."""
 
@@ -44,6 +64,9 @@ class Uploads:
         self._keeper = keeper
         self._serving = 0
         self._queued = 0
+        self._awaited: dict[TaskId, Awaited] = {}
+        self._parked: dict[tuple[ConnectionId, TaskId], tuple[int, ChildOpened]] = {}
+        """Children that came before this host knew the task, each with the end of its patience."""
         self._turn: dict[ConnectionId, Child] = {}
         """Children with something to send, in the order of their turns."""
 
@@ -67,6 +90,21 @@ class Uploads:
                 return
             child = Child(connection_id=event.connection_id, host_id=event.host_id)
             self._state.children[event.connection_id] = child
+        if self._early(event) and len(self._parked) < PARKED_MAX:
+            until_ns = self._state.now_ns + PARK_NS
+            self._parked[event.connection_id, event.task_id] = (until_ns, event)
+            self._state.wake_at(until_ns)
+            return
+        self._decide(event)
+
+    def _early(self, event: ChildOpened) -> bool:
+        """Whether this host is only about to know the task or the child's token: both were told
+        of it at the same moment."""
+        task = self._state.tasks.get(event.task_id)
+        opening = task is None or task.phase is TaskPhase.OPENING
+        return self._state.scheduled and (opening or event.task_id not in self._state.tokens)
+
+    def _decide(self, event: ChildOpened) -> None:
         if not self._proven(event):
             self._state.emit(
                 Noted(
@@ -83,6 +121,17 @@ class Uploads:
         if task is None or task.phase not in OPEN_PHASES:
             self._refuse(event, Reason.UNKNOWN_TASK)
             return
+        self._accept(event)
+
+    def _look_at_parked(self) -> None:
+        for key, (until_ns, event) in list(self._parked.items()):
+            if until_ns <= self._state.now_ns or not self._early(event):
+                del self._parked[key]
+                self._decide(event)
+
+    def _accept(self, event: ChildOpened) -> None:
+        child = self._state.children[event.connection_id]
+        task = self._state.tasks[event.task_id]
         child.tasks[event.task_id] = None
         self._state.emit(
             AcceptChild(
@@ -109,18 +158,69 @@ class Uploads:
 
     def closed_task(self, event: ChildClosedTask) -> None:
         """A child needs nothing more of a task."""
+        self._parked.pop((event.connection_id, event.task_id), None)
         child = self._state.children.get(event.connection_id)
         if child is not None:
             child.tasks.pop(event.task_id, None)
+            self._drop_waiting(child, event.task_id)
 
     def gone(self, event: ChildGone) -> None:
         """A child's connection is gone."""
+        for key in [key for key in self._parked if key[0] == event.connection_id]:
+            del self._parked[key]
         child = self._state.children.pop(event.connection_id, None)
         if child is None:
             return
         self._queued -= len(child.queue)
         self._serving -= len(child.serving)
         self._turn.pop(event.connection_id, None)
+        for number in list(child.waiting):
+            self._stop_waiting(child, number)
+
+    # ------------------------------------------------------------ standing requests
+
+    def _wait(self, child: Child, number: int, task: Task, piece: int) -> None:
+        child.waiting[number] = (task.task_id, piece)
+        awaited = self._awaited.setdefault(task.task_id, Awaited())
+        awaited.mask |= 1 << piece
+        awaited.children.setdefault(piece, {})[child.connection_id, number] = child
+
+    def _stop_waiting(self, child: Child, number: int) -> None:
+        task_id, piece = child.waiting.pop(number)
+        awaited = self._awaited[task_id]
+        children = awaited.children[piece]
+        del children[child.connection_id, number]
+        if not children:
+            del awaited.children[piece]
+            awaited.mask &= ~(1 << piece)
+            if not awaited.mask:
+                del self._awaited[task_id]
+
+    def _drop_waiting(self, child: Child, task_id: TaskId) -> None:
+        for number, (waited, _) in list(child.waiting.items()):
+            if waited == task_id:
+                self._stop_waiting(child, number)
+                self._reject(child.connection_id, number, Reason.NOT_HELD)
+
+    def serve_awaited(self) -> None:
+        """Standing requests for what has just become servable. At the end of every event."""
+        if self._parked:
+            self._look_at_parked()
+        for task in self._keeper.take_renewed():
+            awaited = self._awaited.get(task.task_id)
+            if awaited is None:
+                continue
+            if task.phase not in OPEN_PHASES and task.phase is not TaskPhase.OPENING:
+                for child in list(self._state.children.values()):
+                    self._drop_waiting(child, task.task_id)
+                continue
+            for piece in list(bitfield.pieces(awaited.mask & self._keeper.announceable(task))):
+                for (connection_id, number), child in list(awaited.children[piece].items()):
+                    self._stop_waiting(child, number)
+                    child.queue.append((number, task.task_id, piece))
+                    self._queued += 1
+                    self._turn[connection_id] = child
+        self._serve()
 
     # ------------------------------------------------------------ requests
 
@@ -133,16 +233,21 @@ class Uploads:
             return
         task = self._state.tasks[event.task_id]
         limits = self._state.limits
+        ready = self._keeper.announceable(task)
         for number, piece in event.requests:
-            if number in child.serving or any(number == queued[0] for queued in child.queue):
+            if (
+                number in child.serving
+                or number in child.waiting
+                or any(number == queued[0] for queued in child.queue)
+            ):
                 self._state.emit(
                     DropChild(connection_id=event.connection_id, reason=Reason.PEER_PROTOCOL)
                 )
                 return
-            if not task.told >> piece & 1:
+            if not ready >> piece & 1 and not (event.wait and task.phase in STILL_FILLING):
                 self._reject(event.connection_id, number, Reason.NOT_HELD)
             elif (
-                len(child.queue) >= limits.upload_queue_pieces_max
+                len(child.queue) + len(child.waiting) >= limits.upload_queue_pieces_max
                 or self._queued >= limits.upload_queue_total_max
             ):
                 self._state.emit(
@@ -152,6 +257,8 @@ class Uploads:
                         retry_after_ms=BUSY_RETRY_MS,
                     )
                 )
+            elif not ready >> piece & 1:
+                self._wait(child, number, task, piece)
             else:
                 child.queue.append((number, event.task_id, piece))
                 self._queued += 1
@@ -164,6 +271,10 @@ class Uploads:
         if child is None:
             return
         unwanted = dict.fromkeys(event.requests)
+        for number in unwanted:
+            if number in child.waiting:
+                self._stop_waiting(child, number)
+                self._reject(event.connection_id, number, Reason.CANCELLED)
         kept = [entry for entry in child.queue if entry[0] not in unwanted]
         dropped = [entry for entry in child.queue if entry[0] in unwanted]
         child.queue.clear()
@@ -197,7 +308,7 @@ class Uploads:
         self._queued -= 1
         task = self._state.tasks.get(task_id)
         # It may have been dropped while it waited.
-        if task is None or not task.told >> piece & 1:
+        if task is None or not self._keeper.announceable(task) >> piece & 1:
             self._reject(child.connection_id, number, Reason.NOT_HELD)
             return
         geometry = task.descriptor.geometry

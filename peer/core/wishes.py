@@ -235,6 +235,12 @@ class Wishes:
     def _attach(self, download: Download, wish: Wish, descriptor: TaskDescriptor) -> None:
         task = self._describe(descriptor)
         wish.task_id = task.task_id
+        collection = self._state.collections[download.collection_id]
+        number = next(
+            n for n, s in enumerate(collection.sources) if s.source_id == wish.source.source_id
+        )
+        collection.tasks[number] = task.task_id
+        task.flow, task.number = collection, number
         if not task.watchers:
             task.credential = wish.source.credential
             task.streaming = False

@@ -63,8 +63,9 @@ class SchedulerEngine:
             self.state,
             on_hopeless=self._hopeless,
             on_unproven=lambda source, host_id: self._sources.prove(source, host_id),
+            roots_of=lambda collection: self._swarms.roots_of(collection),
         )
-        self._swarms = Swarms(self.state)
+        self._swarms = Swarms(self.state, on_roots=self._roots_changed)
         self._sources = SourceBook(
             self.state,
             on_served=self._served,
@@ -99,8 +100,8 @@ class SchedulerEngine:
         self._handlers[type(event)](event)
         self._do_what_is_due()
         self._leases.grant_all()
-        self._swarms.push_parents()
-        self._swarms.push_digests_if_due()
+        self._swarms.publish()
+        self._leases.grant_all()
         return self.state.take_effects()
 
     def next_deadline_ns(self) -> int | None:
@@ -325,6 +326,8 @@ class SchedulerEngine:
         if collection.members:
             return
         del self.state.collections[collection.collection_id]
+        for _, task in self.state.tasks_of(collection):
+            task.collections.pop(collection.collection_id, None)
         for source_id in collection.sources:
             self._forget_source_if_idle(source_id)
 
@@ -372,6 +375,11 @@ class SchedulerEngine:
             reader.excluded = False
             reader.failures = 0
         self._leases.changed(task)
+
+    def _roots_changed(self, collection: Collection) -> None:
+        for _, task in self.state.tasks_of(collection):
+            if task.wanted:
+                self._leases.changed(task)
 
     def _gone(self, task: Task, host_id: HostId) -> None:
         task.wanted.pop(host_id, None)

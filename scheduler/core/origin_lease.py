@@ -1,25 +1,21 @@
 """Who may read what from the origin, until when. Decides leases, never reads anything.
 
-Each piece is leased once while nobody holds it. Leases go out in rising order, a window per host:
-enough that its reads never pause between two reports, and never more than its share of what is
-left, so that all readers end together.
+Each piece is leased once while nobody holds it. Leases go out in the collection's order, to the
+roots of its stripes (`scheduler.core.overlay`): a few hosts whose reads keep the origin busy, and
+who pass each unit on while they read the next. A window per host: enough that its reads never
+pause between two reports.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from scheduler.core.effects import Noted
-from scheduler.core.state import Lease, Reader, SchedulerState, Source, Stated, Task
+from scheduler.core.state import Collection, Lease, Reader, SchedulerState, Source, Stated, Task
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason
-from shoal.wire.ids import NO_LEASE, HostId, LeaseNumber
-from shoal.wire.limits import MIB, MILLISECOND_NS, SECOND_NS
-
-WINDOW_START_BYTES = 4 * MIB
-"""A host's first window: one small file whole, a second or so of a slow origin."""
-
-LEASE_BYTES_MIN = 1 * MIB
-"""Where the window allows it no lease is smaller: each costs the origin a request."""
+from shoal.wire.ids import NO_LEASE, CollectionId, HostId, LeaseNumber
+from shoal.wire.limits import MILLISECOND_NS, RUN_BYTES_MAX, SECOND_NS
 
 LEASE_GRACE_NS = 1 * SECOND_NS
 """A host whose stream broke keeps its leases so long: a new stream takes less."""
@@ -33,10 +29,42 @@ TASK_FAILURES_MAX = 12
 RETRY_BASE_MS = 200
 
 
+STEAL_UNITS_MIN = 4
+"""A root that has read its stripe helps another that has so much left: less is there sooner by
+its own way."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One root's way through the tasks of a collection while leases are granted."""
+
+    root: HostId
+    stripes: list[int]
+    stripes_all: int
+    at: int = 0
+
+    def mask(self, number: int, task: Task, unit_bytes: int) -> int:
+        """The pieces of a task that belong to the root's stripes."""
+        geometry = task.descriptor.geometry
+        unit_pieces = max(1, unit_bytes // geometry.piece_length_bytes)
+        if len(self.stripes) == self.stripes_all:
+            return geometry.all_pieces
+        mask = 0
+        for stripe in self.stripes:
+            mask |= bitfield.stripe_mask(
+                unit_pieces,
+                geometry.piece_count,
+                self.stripes_all,
+                (stripe - number) % self.stripes_all,
+            )
+        return mask
+
+
 class LeaseOffice:
     """Grants, renews and takes back leases. `on_hopeless(task, reason, detail)`: nobody can read
     what is missing. `on_unproven(source, host)`: the host's verdict expired, ask the origin anew;
-    gives the time to look again."""
+    gives the time to look again. `roots_of(collection)`: who reads each stripe, and the length of a
+    unit in bytes."""
 
     def __init__(
         self,
@@ -44,10 +72,13 @@ class LeaseOffice:
         *,
         on_hopeless: Callable[[Task, Reason, str], None],
         on_unproven: Callable[[Source, HostId], int],
+        roots_of: Callable[[Collection], tuple[list[HostId], int]],
     ) -> None:
         self._state = state
         self._on_hopeless = on_hopeless
         self._on_unproven = on_unproven
+        self._roots_of = roots_of
+        self._by_host: dict[HostId, dict[LeaseNumber, Lease]] = {}
         self._dirty: dict[str, Task] = {}
         self._next_check_ns: int | None = None
 
@@ -57,98 +88,138 @@ class LeaseOffice:
 
     def grant_all(self) -> None:
         """Grants what can be granted now. Called at the end of every event."""
+        if not self._dirty:
+            return
         dirty = list(self._dirty.values())
         self._dirty.clear()
+        collections: dict[CollectionId, None] = {}
         for task in dirty:
-            if self._state.tasks.get(task.task_id) is task:
-                self._grant(task)
+            if self._state.tasks.get(task.task_id) is not task or not self._grantable(task):
+                continue
+            if task.descriptor.geometry.size_bytes is None or not task.descriptor.ranges:
+                self._grant_sequential(task)
+            else:
+                collections.update(dict.fromkeys(task.wanted.values()))
+        for collection_id in collections:
+            self._grant_collection(self._state.collections[collection_id])
 
     # ------------------------------------------------------------ granting
 
-    def _grant(self, task: Task) -> None:
-        now_ns = self._state.now_ns
+    def _grantable(self, task: Task) -> bool:
         if not task.wanted:
-            return
-        if task.settle_until_ns > now_ns:
+            return False
+        if task.settle_until_ns > self._state.now_ns:
             self._check_at(task.settle_until_ns)
-            return
+            return False
         geometry = task.descriptor.geometry
-        known = geometry.size_bytes is not None
-        if known and not geometry.all_pieces & ~task.covered:
-            return
-        eligible = self._eligible(task)
-        if not eligible:
-            self._check_hope(task)
-            return
-        if not known or not task.descriptor.ranges:
-            if not any(reader.leases for reader in task.readers.values()):
-                self._grant_sequential(task, eligible)
-            return
-        # In turns, a lease each: the origin's link is shared from the first moment.
-        progress = True
-        while progress:
-            progress = False
-            for host_id in eligible:
-                if self._grant_next(task, host_id, len(eligible)):
-                    progress = True
+        return geometry.size_bytes is None or bool(geometry.all_pieces & ~task.covered)
 
-    def _eligible(self, task: Task) -> list[HostId]:
+    def _free(self, task: Task) -> int:
+        return task.descriptor.geometry.all_pieces & ~task.covered & ~task.leased
+
+    def _may(self, task: Task, host_id: HostId) -> bool:
+        """Whether a host may read from the origin now; looks again later where time will tell."""
         source = self._state.sources.get(task.descriptor.source_id)
-        if source is None:
-            return []
-        eligible = []
-        for host_id in task.wanted:
-            host = self._state.hosts[host_id]
-            waiting = source.waiting.get(host_id)
-            reader = task.readers.get(host_id)
-            if host.session is None or waiting is None or not waiting.member.origin_allowed:
-                continue
-            if reader is not None:
-                if reader.excluded:
-                    continue
-                if reader.retry_at_ns > self._state.now_ns:
-                    self._check_at(reader.retry_at_ns)
-                    continue
-            if not self._state.may_read(source, host_id):
-                self._check_at(self._on_unproven(source, host_id))
-                continue
-            eligible.append(host_id)
-            if len(eligible) == self._state.limits.origin_hosts_max:
-                break
-        if task.sole_reader in eligible:
-            return [task.sole_reader]
-        return eligible
-
-    def _grant_next(self, task: Task, host_id: HostId, readers: int) -> bool:
-        geometry = task.descriptor.geometry
-        free = geometry.all_pieces & ~task.covered & ~task.leased
-        if not free:
+        host = self._state.hosts.get(host_id)
+        if source is None or host is None or host.session is None or host_id not in task.wanted:
+            return False
+        waiting = source.waiting.get(host_id)
+        if waiting is None or not waiting.member.origin_allowed:
             return False
         reader = task.readers.get(host_id)
-        if reader is None:
-            reader = task.readers[host_id] = Reader(window_bytes=WINDOW_START_BYTES)
-        outstanding = sum(
-            geometry.held_bytes(self._state.leases[number].pieces) for number in reader.leases
-        )
-        run_bytes = geometry.run_pieces * geometry.piece_length_bytes
-        # A lone reader has nobody to end together with; several leave room to even out.
-        parts = 2 * readers if readers > 1 else 1
-        left_bytes = free.bit_count() * geometry.piece_length_bytes + outstanding
-        window = min(reader.window_bytes, max(left_bytes // parts, run_bytes))
-        window = max(window, self._state.limits.lease_window_runs_min * run_bytes)
-        if outstanding and outstanding + run_bytes > window:
+        if reader is not None:
+            if reader.excluded:
+                return False
+            if reader.retry_at_ns > self._state.now_ns:
+                self._check_at(reader.retry_at_ns)
+                return False
+        if not self._state.may_read(source, host_id):
+            self._check_at(self._on_unproven(source, host_id))
             return False
-        part_bytes = min(window - outstanding, max(window // 2, run_bytes, LEASE_BYTES_MIN))
+        return True
+
+    def _reader(self, task: Task, preferred: list[HostId]) -> HostId | None:
+        """Who reads (this part of) a task: the first of the preferred who may, else anybody."""
+        if task.sole_reader is not None and self._may(task, task.sole_reader):
+            return task.sole_reader
+        for host_id in preferred:
+            if self._may(task, host_id):
+                return host_id
+        return next((host_id for host_id in task.wanted if self._may(task, host_id)), None)
+
+    def _grant_collection(self, collection: Collection) -> None:
+        roots, unit_bytes = self._roots_of(collection)
+        stripes: dict[HostId, list[int]] = {}
+        for stripe, root in enumerate(roots):
+            stripes.setdefault(root, []).append(stripe)
+        tasks = [
+            (number, task)
+            for number, task in self._state.tasks_of(collection)
+            if task.descriptor.geometry.size_bytes is not None
+            and task.descriptor.ranges
+            and self._grantable(task)
+        ]
+        # In turns, a lease each: the origin's link is shared from the first moment.
+        turns = [_Turn(root, mine, len(roots)) for root, mine in stripes.items()]
+        while turns:
+            turns = [
+                turn for turn in turns if self._grant_next(tasks, turn, list(stripes), unit_bytes)
+            ]
+
+    def _grant_next(
+        self, tasks: list[tuple[int, Task]], turn: "_Turn", roots: list[HostId], unit_bytes: int
+    ) -> bool:
+        preferred = [turn.root, *(root for root in roots if root != turn.root)]
+        while turn.at < len(tasks):
+            number, task = tasks[turn.at]
+            free = self._free(task) & turn.mask(number, task, unit_bytes)
+            if free:
+                host_id = self._reader(task, preferred)
+                if host_id is not None:
+                    return self._grant_some(task, host_id, free, unit_bytes)
+                self._check_hope(task)
+            turn.at += 1
+        return False
+
+    def _grant_some(self, task: Task, host_id: HostId, free: int, unit_bytes: int) -> bool:
+        geometry = task.descriptor.geometry
+        limits = self._state.limits
+        host = self._state.hosts[host_id]
+        outstanding = self._outstanding_bytes(host_id)
+        window = max(host.lease_window_bytes, limits.lease_window_runs_min * unit_bytes)
+        if outstanding and outstanding + unit_bytes > window:
+            return False
+        part_bytes = min(window - outstanding, max(window // 2, unit_bytes))
+        part_bytes = min(part_bytes, RUN_BYTES_MAX)
         first = bitfield.lowest(free)
         count = min(
             bitfield.prefix(free >> first), max(1, part_bytes // geometry.piece_length_bytes)
         )
-        self._give(task, host_id, reader, first, count)
+        self._give(task, host_id, task.readers.setdefault(host_id, Reader()), first, count)
         return True
 
-    def _grant_sequential(self, task: Task, eligible: list[HostId]) -> None:
-        host_id = eligible[int(self._state.dice.random() * len(eligible))]
-        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+    def _outstanding_bytes(self, host_id: HostId) -> int:
+        """Bytes leased to a host and not yet read."""
+        held = self._by_host.get(host_id, {})
+        for number in [number for number in held if number not in self._state.leases]:
+            del held[number]
+        return sum(
+            self._state.tasks[lease.task_id].descriptor.geometry.held_bytes(lease.pieces)
+            for lease in held.values()
+        )
+
+    def _grant_sequential(self, task: Task) -> None:
+        if any(reader.leases for reader in task.readers.values()):
+            return
+        collection = self._state.collections[next(iter(task.wanted.values()))]
+        roots, _ = self._roots_of(collection)
+        number = task.collections.get(collection.collection_id, 0)
+        turned = [roots[(number + step) % len(roots)] for step in range(len(roots))]
+        host_id = self._reader(task, turned)
+        if host_id is None:
+            self._check_hope(task)
+            return
+        reader = task.readers.setdefault(host_id, Reader())
         self._give(task, host_id, reader, bitfield.prefix(task.covered), None)
 
     def _give(
@@ -162,13 +233,15 @@ class LeaseOffice:
             pieces = task.descriptor.geometry.all_pieces & ~task.covered
         else:
             pieces = 0
-        self._state.leases[number] = Lease(
-            number=number,
-            task_id=task.task_id,
-            host_id=host_id,
-            pieces=pieces,
-            sequential=count is None,
-            expires_ns=expires_ns,
+        self._keep(
+            Lease(
+                number=number,
+                task_id=task.task_id,
+                host_id=host_id,
+                pieces=pieces,
+                sequential=count is None,
+                expires_ns=expires_ns,
+            )
         )
         task.leased |= pieces
         reader.leases[number] = None
@@ -184,6 +257,10 @@ class LeaseOffice:
             ttl_ms=self._state.limits.lease_ttl_ns // MILLISECOND_NS,
         )
         self._state.send(host_id, msg.Leases(granted=(lease,)))
+
+    def _keep(self, lease: Lease) -> None:
+        self._state.leases[lease.number] = lease
+        self._by_host.setdefault(lease.host_id, {})[lease.number] = lease
 
     def _check_hope(self, task: Task) -> None:
         """Nobody may read: if what is missing is also held by nobody, say so."""
@@ -226,6 +303,7 @@ class LeaseOffice:
             if reader is not None:
                 reader.failures = 0
             task.origin_failures = 0
+            self.changed(task)
         elif task.leased & bit or statement.piece in task.listed:
             # A lease that was taken back, or an old one: the present holder's word counts.
             return
@@ -296,10 +374,11 @@ class LeaseOffice:
         if reader is None:
             return
         if end.outcome is None:
-            if not reader.leases:
+            if not self._outstanding_bytes(host_id):
                 # It ran dry between two reports: a wider window from now on.
-                reader.window_bytes = min(
-                    2 * reader.window_bytes, self._state.limits.lease_window_bytes_max
+                host = self._state.hosts[host_id]
+                host.lease_window_bytes = min(
+                    2 * host.lease_window_bytes, self._state.limits.lease_window_bytes_max
                 )
         elif end.outcome is not Reason.CANCELLED:
             self._failed(task, reader, host_id, end)
@@ -369,12 +448,10 @@ class LeaseOffice:
             self._state.send(host_id, msg.Leases(revoked=(held.number,)))
             return
         expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns
-        self._state.leases[held.number] = Lease(
-            held.number, task.task_id, host_id, pieces, sequential, expires_ns
-        )
+        self._keep(Lease(held.number, task.task_id, host_id, pieces, sequential, expires_ns))
         self._check_at(expires_ns)
         task.leased |= pieces
-        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+        reader = task.readers.setdefault(host_id, Reader())
         reader.leases[held.number] = None
 
     def forget_run(self, host_id: HostId, kept: tuple[msg.HeldLease, ...]) -> None:
@@ -430,7 +507,7 @@ class LeaseOffice:
 
     def exclude(self, task: Task, host_id: HostId, detail: str) -> None:
         """The origin does not let a host read the task any more."""
-        reader = task.readers.setdefault(host_id, Reader(window_bytes=WINDOW_START_BYTES))
+        reader = task.readers.setdefault(host_id, Reader())
         reader.excluded = True
         task.last_failure = detail
         self.changed(task)

@@ -2,15 +2,18 @@
 hosts' inventories rebuild. Decides nothing."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from scheduler.core.effects import AnyEffect, SendToHost
 from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
-from shoal.wire.limits import SchedulerLimits
+from shoal.wire.limits import MIB, SchedulerLimits
 from shoal.wire.wakeups import WakeUps
+
+LEASE_WINDOW_START_BYTES = 4 * MIB
+"""A host's first lease window: one small file whole, a second or so of a slow origin."""
 
 
 @dataclass(slots=True)
@@ -25,6 +28,8 @@ class Host:
     holdings: dict[TaskId, None] = field(default_factory=dict)
     free_upload_slots: int = 0
     blamed: int = 0
+    lease_window_bytes: int = LEASE_WINDOW_START_BYTES
+    """Bytes leased to it and not yet read at most, of one collection."""
 
     @property
     def host_id(self) -> HostId:
@@ -89,7 +94,6 @@ class Lease:
 class Reader:
     """How one host reads one task from the origin."""
 
-    window_bytes: int
     leases: dict[LeaseNumber, None] = field(default_factory=dict)
     failures: int = 0
     retry_at_ns: int = 0
@@ -114,6 +118,8 @@ class Task:
     token_expires_ns: int
     wanted: dict[HostId, CollectionId] = field(default_factory=dict)
     """Hosts that fetch it now."""
+    collections: dict[CollectionId, int] = field(default_factory=dict)
+    """Collections with members that it is part of, and its number in each."""
     holders: dict[HostId, int] = field(default_factory=dict)
     sealed: dict[HostId, None] = field(default_factory=dict)
     doubted: dict[HostId, int] = field(default_factory=dict)
@@ -239,6 +245,15 @@ class SchedulerState:
         if story is None:
             story = self.stories[subject] = deque(maxlen=self.limits.story_events_max)
         story.append((self.now_ns, what))
+
+    def tasks_of(self, collection: Collection) -> Iterator[tuple[int, Task]]:
+        """The tasks of a collection that are known, with their numbers, in its order."""
+        for number, source_id in enumerate(collection.sources):
+            source = self.sources.get(source_id)
+            if source is not None and source.task_id is not None:
+                task = self.tasks.get(source.task_id)
+                if task is not None:
+                    yield number, task
 
     def may_read(self, source: Source, host_id: HostId) -> bool:
         """Whether the origin's word lets this host have the content."""

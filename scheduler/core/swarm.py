@@ -1,23 +1,25 @@
 """Who is in which swarm, and what each host must be told of the others.
 
-Decides parents and what is pushed when. Up to `parents_max` everybody sees everybody: a wide view
-is what a central scheduler can give; beyond it each host gets a random part of the swarm.
+Decides parents and when digests are pushed. Small swarms connect everybody to everybody; in large
+ones each host is connected to its parents (`scheduler.core.overlay`), and finds others by the map
+(`scheduler.core.board`).
 """
 
+from collections.abc import Callable
+
+from scheduler.core.board import Boards
 from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId
 from shoal.wire.limits import MILLISECOND_NS
 
-DIGEST_PUSH_INTERVAL_NS = 10 * MILLISECOND_NS
-"""Digests are pushed at most so often: one message to all rather than one per report."""
-
 
 class Swarms:
     """Keeps collections, holders and the digest lists' way to the hosts."""
 
-    def __init__(self, state: SchedulerState) -> None:
+    def __init__(self, state: SchedulerState, *, on_roots: Callable[[Collection], None]) -> None:
         self._state = state
+        self._boards = Boards(state, let_in=self.let_in, name=self.name_parents, on_roots=on_roots)
         self._new_parents: dict[CollectionId, dict[HostId, None]] = {}
         self._fresh: dict[str, Task] = {}
         self._push_due_ns: int | None = None
@@ -40,6 +42,24 @@ class Swarms:
         self._send_digests(task, [host_id], sorted(task.listed))
         self._ask_for_digests(task)
         self._new_parents.setdefault(waiting.collection_id, {})[host_id] = None
+        collection = self._state.collections[waiting.collection_id]
+        if collection.collection_id not in task.collections:
+            number = collection.sources.index(waiting.member.source_id)
+            task.collections[collection.collection_id] = number
+            self._boards.task_known(collection)
+        self._boards.joined(collection, self._state.hosts[host_id])
+
+    def roots_of(self, collection: Collection) -> tuple[list[HostId], int]:
+        """Who reads each stripe of a collection, and the length of a unit in bytes."""
+        board = self._boards.of(collection.collection_id)
+        assert board is not None, "somebody wants a task, so there is a board"
+        return board.overlay.roots, board.unit_bytes
+
+    def publish(self) -> None:
+        """Parents, maps and digests that are due. At the end of every event."""
+        self.push_parents()
+        self._boards.publish_if_due()
+        self.push_digests_if_due()
 
     def describe_again(self, task: Task) -> None:
         """The task changed (size sealed): tell all who fetch it."""
@@ -94,7 +114,7 @@ class Swarms:
     # ------------------------------------------------------------ parents
 
     def push_parents(self) -> None:
-        """Tells newcomers of the swarm and the swarm of newcomers. At the end of every event."""
+        """Connects newcomers of small swarms to everybody. At the end of every event."""
         if not self._new_parents:
             return
         for collection_id, newcomers in self._new_parents.items():
@@ -102,46 +122,65 @@ class Swarms:
             if collection is None:
                 continue
             candidates = self._candidates(collection)
+            if len(candidates) > self._state.limits.mesh_hosts_max:
+                continue
             for host_id in collection.members:
                 added = candidates if host_id in newcomers else list(newcomers)
-                self._name_parents(collection, host_id, added)
+                self._name(collection, host_id, added)
         self._new_parents.clear()
 
     def _candidates(self, collection: Collection) -> list[HostId]:
-        """Everybody who has something of the collection, or soon will."""
-        candidates: dict[HostId, None] = dict(collection.members)
-        for source_id in collection.sources:
-            source = self._state.sources.get(source_id)
-            task = None
-            if source is not None and source.task_id is not None:
-                task = self._state.tasks.get(source.task_id)
-            if task is None:
-                continue
-            candidates.update(dict.fromkeys(task.wanted))
-            candidates.update(dict.fromkeys(task.holders))
+        """Everybody who has something of the collection, or soon will; one more than make a small
+        swarm are enough to know that it is none."""
+        candidates: dict[HostId, None] = {}
+        most = self._state.limits.mesh_hosts_max
+        for hosts in (
+            collection.members,
+            *(
+                part
+                for _, task in self._state.tasks_of(collection)
+                for part in (task.wanted, task.holders)
+            ),
+        ):
+            if len(hosts) > most:
+                return list(hosts)
+            candidates.update(dict.fromkeys(hosts))
+            if len(candidates) > most:
+                break
         return list(candidates)
 
-    def _name_parents(
-        self, collection: Collection, host_id: HostId, candidates: list[HostId]
+    def name_parents(
+        self, collection: Collection, host_id: HostId, parents: tuple[HostId, ...]
     ) -> None:
+        """A host of a large swarm is to be connected to these, and to no others."""
         told = collection.told.setdefault(host_id, {})
-        room = self._state.limits.parents_max - len(told)
+        self._name(collection, host_id, [parent for parent in parents if parent])
+        if len(told) <= self._state.limits.mesh_hosts_max:
+            return
+        removed = tuple(other for other in told if other not in parents)
+        for other in removed:
+            del told[other]
+        if removed:
+            self._state.send(
+                host_id, msg.Parents(collection_id=collection.collection_id, removed=removed)
+            )
+
+    def _name(self, collection: Collection, host_id: HostId, candidates: list[HostId]) -> None:
+        told = collection.told.setdefault(host_id, {})
         fresh = [
             other
-            for other in candidates
+            for other in dict.fromkeys(candidates)
             if other != host_id
             and other not in told
             and (host := self._state.hosts.get(other)) is not None
             and host.session is not None
         ]
-        while len(fresh) > max(0, room):
-            # Which ones is drawn: hosts with the same few parents would starve together.
-            fresh.pop(int(self._state.dice.random() * len(fresh)))
+        fresh = fresh[: max(0, self._state.limits.parents_max - len(told))]
         if not fresh:
             return
         for other in fresh:
             told[other] = None
-            self._let_in(collection, other)
+            self.let_in(collection, other)
         self._state.send(
             host_id,
             msg.Parents(
@@ -150,7 +189,7 @@ class Swarms:
             ),
         )
 
-    def _let_in(self, collection: Collection, holder: HostId) -> None:
+    def let_in(self, collection: Collection, holder: HostId) -> None:
         """A holder must know the token that will be shown to it."""
         for source_id in collection.sources:
             source = self._state.sources.get(source_id)
@@ -168,9 +207,11 @@ class Swarms:
         """A host wants a collection no longer; as a holder it stays known to the others."""
         collection.members.pop(host_id, None)
         collection.told.pop(host_id, None)
+        self._boards.left(collection, host_id)
 
     def host_back(self, host_id: HostId) -> None:
         """A host has a new stream: it knows nothing of what was told to the old one."""
+        self._boards.host_back(host_id)
         for task in self._state.tasks.values():
             task.tokens_told.pop(host_id, None)
             if task.digests_asked == host_id:
@@ -189,6 +230,7 @@ class Swarms:
 
     def host_gone(self, host_id: HostId) -> None:
         """A host is gone for good: the others need not try it any more."""
+        self._boards.host_gone(host_id)
         for collection in self._state.collections.values():
             for member, told in collection.told.items():
                 if told.pop(host_id, 0) is None:
@@ -212,6 +254,7 @@ class Swarms:
         task.holders[host_id] = task.holders.get(host_id, 0) | new
         task.covered |= new & ~task.doubted.get(host_id, 0)
         self._state.hosts[host_id].holdings[task.task_id] = None
+        self._boards.changed(task, host_id)
 
     def lost(self, task: Task, host_id: HostId) -> None:
         """A host holds nothing of a task any more."""
@@ -222,6 +265,7 @@ class Swarms:
             host.holdings.pop(task.task_id, None)
         task.doubted.pop(host_id, None)
         task.recount()
+        self._boards.changed(task, host_id)
 
     def lost_some(self, task: Task, host_id: HostId, pieces: int) -> None:
         """A host holds some pieces no longer."""
@@ -229,6 +273,7 @@ class Swarms:
             task.holders[host_id] &= ~pieces
             task.sealed.pop(host_id, None)
             task.recount()
+            self._boards.changed(task, host_id)
 
     def doubt(self, task: Task, host_id: HostId, pieces: int) -> bool:
         """A holder did not give pieces that it claims, or gave them wrong: they count as held only
@@ -239,6 +284,7 @@ class Swarms:
         task.doubted[host_id] = task.doubted.get(host_id, 0) | pieces
         before = task.covered
         task.recount()
+        self._boards.changed(task, host_id)
         return task.covered != before
 
     # ------------------------------------------------------------ digests
@@ -248,7 +294,8 @@ class Swarms:
         if task.fresh:
             self._fresh[task.task_id] = task
             if self._push_due_ns is None:
-                due_ns = max(self._state.now_ns, self._last_push_ns + DIGEST_PUSH_INTERVAL_NS)
+                interval_ns = self._boards.interval_ns(len(task.wanted))
+                due_ns = max(self._state.now_ns, self._last_push_ns + interval_ns)
                 self._push_due_ns = due_ns
                 self._state.wake_at(due_ns)
 

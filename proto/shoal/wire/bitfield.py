@@ -4,6 +4,7 @@ An int is the fastest set of small numbers that Python has: union, difference an
 thousand pieces cost well under a microsecond. This module holds what `int` lacks.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 
 from shoal.wire.errors import ProtocolError
@@ -89,3 +90,99 @@ def whole_runs(held: int, run_pieces: int, piece_count: int) -> int:
         if run_end > run_first:
             runs |= mask_of(run_first, run_end - run_first)
     return runs
+
+
+def whole_units(held: int, unit_pieces: int, piece_count: int) -> int:
+    """The units of which every piece is held, each as the bit of its *first piece*: what differs
+    between two such masks is found without a loop. `unit_pieces` is a power of two."""
+    if unit_pieces == 1:
+        return held
+    padding = -piece_count % unit_pieces
+    whole = held | mask_of(piece_count, padding) if padding else held
+    step = 1
+    while step < unit_pieces:
+        whole &= whole >> step
+        step *= 2
+    return whole & _unit_starts(unit_pieces, piece_count)
+
+
+@functools.lru_cache(maxsize=256)
+def _unit_starts(unit_pieces: int, piece_count: int) -> int:
+    count = -(-piece_count // unit_pieces)
+    return int.from_bytes(b"\xff" * -(-count * unit_pieces // 8), "little") // (
+        (1 << unit_pieces) - 1
+    ) & ((1 << piece_count) - 1)
+
+
+def units_of_starts(starts: int, unit_pieces: int) -> int:
+    """Units by number, from units by their first piece."""
+    if unit_pieces == 1:
+        return starts
+    units = 0
+    for piece in pieces(starts):
+        units |= 1 << piece // unit_pieces
+    return units
+
+
+def pieces_of_units(units: int, unit_pieces: int, piece_count: int) -> int:
+    """Every piece of these units (by number)."""
+    if unit_pieces == 1:
+        return units & ((1 << piece_count) - 1)
+    mask = 0
+    for first, count in ranges(units):
+        mask |= mask_of(first * unit_pieces, count * unit_pieces)
+    return mask & ((1 << piece_count) - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def stripe_mask(unit_pieces: int, piece_count: int, stripes: int, stripe: int) -> int:
+    """The pieces whose unit's number leaves the remainder `stripe` by `stripes`."""
+    unit = (1 << unit_pieces) - 1
+    period = unit_pieces * stripes
+    count = -(-piece_count // period)
+    repeated = ((1 << period * count) - 1) // ((1 << period) - 1) if count else 0
+    return (repeated * (unit << stripe * unit_pieces)) & ((1 << piece_count) - 1)
+
+
+class Counts:
+    """How many times each bit was added, as one mask per binary digit of its count: adding a mask
+    and asking for all bits with a count of at least n take a few operations on integers."""
+
+    __slots__ = ("_digits",)
+
+    def __init__(self) -> None:
+        self._digits: list[int] = []
+
+    def add(self, mask: int) -> None:
+        """Counts each bit of the mask once more."""
+        for index, digit in enumerate(self._digits):
+            if not mask:
+                return
+            self._digits[index] = digit ^ mask
+            mask &= digit
+        if mask:
+            self._digits.append(mask)
+
+    def remove(self, mask: int) -> None:
+        """Counts each bit of the mask once less; all of them must have been added."""
+        for index, digit in enumerate(self._digits):
+            if not mask:
+                return
+            self._digits[index] = digit ^ mask
+            mask &= ~digit
+        assert not mask, "a bit was removed that was not there"
+
+    def at_least(self, count: int) -> int:
+        """The bits that were counted so often or more."""
+        assert count > 0
+        if count >> len(self._digits):
+            return 0
+        above, equal = 0, -1
+        for index in range(len(self._digits) - 1, -1, -1):
+            digit = self._digits[index]
+            if count >> index & 1:
+                equal &= digit
+            else:
+                above |= equal & digit
+                equal &= ~digit
+        return above | equal

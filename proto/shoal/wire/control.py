@@ -5,7 +5,7 @@ and the simulator hands them over as they are. Decides nothing. Masks are intege
 (`shoal.wire.bitfield`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -350,22 +350,58 @@ class DigestsWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostRuns:
-    """Runs of a task that a host holds whole, since the last map. `gone`: it left."""
+class Assigned:
+    """How a collection flows to this host. Its tasks are cut into units of `unit_bytes` (a piece
+    where pieces are longer); unit u of the collection's task number t belongs to stripe
+    (t + u) % len(parents), and comes from that stripe's parent. "" : this host is the root, which
+    reads the stripe from the origin under leases, or gets it from whoever holds it."""
 
-    host_id: HostId
-    task_id: TaskId
-    runs: int
-    gone: bool = False
+    collection_id: CollectionId
+    unit_bytes: int
+    parents: tuple[HostId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """Hosts of a swarm by number, from `first` on: where to find whom the map names."""
+
+    collection_id: CollectionId
+    first: int
+    hosts: tuple[Parent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostRuns:
+    """Units of a task that a host holds whole since it was last told of."""
+
+    host: int
+    """Its number in the directory."""
+    task: int
+    """The task's number in the collection."""
+    units: int
+    """A mask of units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmMap:
-    """Who holds what, told in runs, as changes since the last one. Only for swarms in which not
-    everybody is connected to everybody."""
+    """Who holds what of a collection, told in units, as changes since the last map; one message
+    for all hosts of the swarm."""
 
     collection_id: CollectionId
-    changes: tuple[HostRuns, ...]
+    unit_bytes: int
+    full: bool
+    """What was told before is void: this is everything."""
+    gone: tuple[int, ...] = ()
+    """Hosts of which nothing that was told before counts; taken in before the changes."""
+    changes: tuple[HostRuns, ...] = ()
+    covered: tuple[tuple[int, int], ...] = ()
+    """(task, mask of units) that some host holds whole: of tasks where that changed."""
+    spread: tuple[tuple[int, int], ...] = ()
+    """The same of units that at least half of the swarm holds."""
+    memo: list[tuple[object, object]] = field(
+        default_factory=list, compare=False, repr=False, hash=False
+    )
+    """Where receivers in one process share the work of taking the map in; never sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +443,8 @@ SchedulerMessage = (
     | Leases
     | Digests
     | DigestsWanted
+    | Assigned
+    | Directory
     | SwarmMap
     | SourceFailed
     | EpochVoided

@@ -24,6 +24,16 @@ PIECES_PER_TASK_MAX: Final = 1 << 20
 RUN_BYTES_MAX: Final = 64 * MIB
 """The largest unit of leases and of the swarm map; larger ones leave the last host waiting."""
 
+UNIT_BYTES_MIN: Final = 1 * MIB
+"""The least unit that is dealt out to stripes and read from the origin at once: each costs the
+origin a request."""
+
+UNIT_BYTES_MAX: Final = RUN_BYTES_MAX
+
+MAP_UNITS_TARGET: Final = 512
+"""Units that a collection is cut into where the bounds above allow it: enough that the last one
+costs a five hundredth, few enough to tell everybody of everybody's."""
+
 FRAME_BYTES_MAX: Final = 256 * KIB
 """Longest frame without payload: a bitmap of the largest task and its envelope."""
 
@@ -115,7 +125,12 @@ class SchedulerLimits:
     collections_max: int = 100_000
     collections_per_host_max: int = 4096
     parents_max: int = 64
-    """Parents named to one host per collection; up to this size everybody sees everybody."""
+    """Parents named to one host per collection at most."""
+    mesh_hosts_max: int = 16
+    """Swarms up to this size connect everybody to everybody; beyond, each host is told its parents
+    and a map of who holds what."""
+    map_hosts_max: int = 2048
+    """Hosts of one swarm that the others are told of; the rest are fed, and feed, all the same."""
     lease_ttl_ns: int = 30 * SECOND_NS
     """A lease without progress for so long is given to another host."""
     lease_window_runs_min: int = 2
@@ -138,4 +153,9 @@ class SchedulerLimits:
     report_interval_min_ns: int = 50 * MILLISECOND_NS
     report_interval_max_ns: int = 500 * MILLISECOND_NS
     map_interval_ns: int = 250 * MILLISECOND_NS
+    """Maps, parents and digests are pushed to each host of a swarm at least so often while they
+    change."""
+    push_interval_min_ns: int = 10 * MILLISECOND_NS
+    push_interval_per_host_ns: int = 250_000
+    """And at most so often, times the hosts: four messages a millisecond, all hosts together."""
     story_events_max: int = 256

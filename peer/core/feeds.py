@@ -1,0 +1,315 @@
+"""What comes from whom in a large swarm: by the scheduler's plan, and around it where it fails.
+
+Each stripe of a collection has one parent, at which this host keeps standing requests for the next
+pieces in order: what the parent does not hold yet it sends as soon as it does. That needs no news
+of single pieces. What is late, although half of the swarm has it, and what has no parent is pulled
+from hosts that the map names. Decides pieces and parents; the requests are `Fetcher`'s.
+"""
+
+from collections.abc import Iterator
+
+from peer.core.parents import ParentTable
+from peer.core.state import Collection, Link, PeerState, Task, TaskPhase
+from peer.core.swarm_view import fold
+from shoal.wire import bitfield
+from shoal.wire.control import Assigned, Directory, SwarmMap
+from shoal.wire.ids import TaskId
+from shoal.wire.limits import SECOND_NS
+
+PULLS_MIN = 2
+"""Units of one collection that are pulled at once while all its stripes flow."""
+
+PULLS_PER_IDLE_STRIPE = 2
+"""And so many more for each stripe that brings nothing now."""
+
+CHANNELS_AHEAD = 2
+"""Tasks whose channels are open at a parent before they are needed, so that the change from one
+to the next costs no round trip."""
+
+LATE_NS_MIN = 1 * SECOND_NS
+LATE_NS_MAX = 20 * SECOND_NS
+LATE_PIECES = 4
+"""A piece is late when half of the swarm has had it for a second, and for the time that so many
+pieces take on one stripe."""
+
+HOLDER_SAMPLES = 8
+"""Hosts that are looked at for a piece before all of them are."""
+
+
+class Feeds:
+    """Keeps the plans of collections."""
+
+    def __init__(self, state: PeerState, parents: ParentTable) -> None:
+        self._state = state
+        self._parents = parents
+
+    # ------------------------------------------------------------ news
+
+    def assigned(self, message: Assigned, collection: Collection) -> None:
+        """The scheduler says which parent feeds each stripe."""
+        collection.unit_bytes = message.unit_bytes
+        collection.feeds = message.parents
+
+    def directory(self, message: Directory, collection: Collection) -> None:
+        """Where hosts of the swarm are."""
+        for number, host in enumerate(message.hosts, message.first):
+            collection.directory[number] = host
+
+    def mapped(self, message: SwarmMap, collection: Collection) -> None:
+        """The scheduler tells who holds what."""
+        collection.view = fold(collection.view, message)
+        collection.spread.append((self._state.now_ns, collection.view.spread))
+
+    def _settled(self, collection: Collection) -> dict[int, int]:
+        """What half of the swarm has held for so long that whoever lacks it is late."""
+        rates = sorted(
+            link.rate_bytes_s
+            for feed in collection.feeds
+            if (link := self._state.links.get(feed)) is not None and link.rate_bytes_s > 0
+        )
+        late_ns = LATE_NS_MIN
+        if rates:
+            piece_s = (
+                max(
+                    self._state.tasks[task_id].descriptor.geometry.piece_length_bytes
+                    for task_id in collection.tasks.values()
+                    if task_id in self._state.tasks
+                )
+                / rates[len(rates) // 2]
+            )
+            late_ns = max(late_ns, min(LATE_NS_MAX, int(LATE_PIECES * piece_s * SECOND_NS)))
+        history = collection.spread
+        while len(history) > 1 and history[1][0] <= self._state.now_ns - late_ns:
+            history.popleft()
+        if not history or history[0][0] > self._state.now_ns - late_ns:
+            return {}
+        return history[0][1]
+
+    def forget(self, collection: Collection) -> None:
+        """There is no scheduler any more, or the collection is over: no plan holds."""
+        collection.feeds = ()
+        for link in self._state.links.values():
+            for task_id in list(link.pulls):
+                task = self._state.tasks.get(task_id)
+                if task is None or task.flow is collection:
+                    self._drop_pull(link, task_id)
+
+    # ------------------------------------------------------------ standing requests
+
+    def stripes(self, link: Link) -> Iterator[tuple[Collection, int]]:
+        """The stripes that a parent feeds."""
+        for collection_id in link.collections:
+            collection = self._state.collections.get(collection_id)
+            if collection is not None:
+                for stripe, feed in enumerate(collection.feeds):
+                    if feed == link.host_id:
+                        yield collection, stripe
+
+    def next_piece(
+        self, link: Link, collection: Collection, stripe: int
+    ) -> tuple[Task, int] | None:
+        """The next piece of a stripe to ask its parent for. Opens channels on the way; None: there
+        is nothing that can be asked for now."""
+        ahead = CHANNELS_AHEAD
+        for task in self._open_tasks(collection):
+            missing = task.missing_unrequested & ~task.pulled & self._of_stripe(task, stripe)
+            if not missing:
+                continue
+            channel = link.channels.get(task.task_id)
+            if channel is not None and channel.open:
+                return task, bitfield.lowest(missing)
+            self._parents.open_channel(link, task)
+            ahead -= 1
+            if not ahead:
+                break
+        return None
+
+    def open_ahead(self, link: Link, collection: Collection) -> None:
+        """Opens the channels of the tasks that come next."""
+        ahead = CHANNELS_AHEAD
+        for task in self._open_tasks(collection):
+            if task.task_id not in link.channels:
+                self._parents.open_channel(link, task)
+            ahead -= 1
+            if not ahead:
+                return
+
+    def _open_tasks(self, collection: Collection) -> Iterator[Task]:
+        count = len(collection.sources)
+        at_start = True
+        for number in range(collection.first, count):
+            task_id = collection.tasks.get(number)
+            task = None if task_id is None else self._state.tasks.get(task_id)
+            if task is not None and task.phase in (
+                TaskPhase.CHECKING,
+                TaskPhase.SEALING,
+                TaskPhase.SEALED,
+            ):
+                if at_start:
+                    collection.first = number + 1
+                continue
+            at_start = False
+            if (
+                task is not None
+                and task.phase is TaskPhase.ACTIVE
+                and task.watchers
+                and task.flow is collection
+                and self._state.planned(task)
+            ):
+                yield task
+
+    @staticmethod
+    def _unit_pieces(task: Task) -> int:
+        assert task.flow is not None
+        return max(1, task.flow.unit_bytes // task.descriptor.geometry.piece_length_bytes)
+
+    def _of_stripe(self, task: Task, stripe: int) -> int:
+        assert task.flow is not None
+        stripes = len(task.flow.feeds)
+        return bitfield.stripe_mask(
+            self._unit_pieces(task),
+            task.descriptor.geometry.piece_count,
+            stripes,
+            (stripe - task.number) % stripes,
+        )
+
+    # ------------------------------------------------------------ pulls
+
+    def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:
+        """Chooses what to have from others than the stripes' parents: (link, task, pieces)."""
+        room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * self._idle_stripes(collection)
+        chosen: list[tuple[Link, Task, int]] = []
+        orphaned = [
+            stripe for stripe, feed in enumerate(collection.feeds) if not self._usable(feed)
+        ]
+        settled = self._settled(collection)
+        for task in self._open_tasks(collection):
+            if self._active_pulls(collection) + len(chosen) >= room:
+                break
+            units = self._pullable(collection, task, orphaned, settled)
+            unit_pieces = self._unit_pieces(task)
+            while units and self._active_pulls(collection) + len(chosen) < room:
+                unit = _draw(units, self._state.dice.random())
+                units &= ~(1 << unit)
+                link = self._holder(collection, task, unit)
+                if link is None:
+                    continue
+                pieces = bitfield.pieces_of_units(
+                    1 << unit, unit_pieces, task.descriptor.geometry.piece_count
+                )
+                chosen.append((link, task, pieces & task.missing & ~task.reading_mask))
+        for link, task, pieces in chosen:
+            link.pulls[task.task_id] = link.pulls.get(task.task_id, 0) | pieces
+            task.pulled |= pieces
+        return chosen
+
+    def _active_pulls(self, collection: Collection) -> int:
+        """Units being pulled, roughly: parts of several units count as one each."""
+        return sum(
+            1
+            for link in self._state.links.values()
+            for task_id in link.pulls
+            if self._state.tasks[task_id].flow is collection
+        )
+
+    def _idle_stripes(self, collection: Collection) -> int:
+        idle = 0
+        for feed in collection.feeds:
+            link = self._state.links.get(feed) if feed else None
+            idle += link is None or link.quiet_since(self._state.now_ns)
+        return idle
+
+    def _usable(self, feed: str) -> bool:
+        if not feed:
+            return False
+        link = self._state.links.get(feed)  # type: ignore[call-overload]
+        return link is not None and link.quarantined_until_ns <= self._state.now_ns
+
+    def _pullable(
+        self, collection: Collection, task: Task, orphaned: list[int], settled: dict[int, int]
+    ) -> int:
+        """Units of a task that are late, or that no parent brings."""
+        unit_pieces = self._unit_pieces(task)
+        count = task.descriptor.geometry.piece_count
+        view = collection.view
+        late = settled.get(task.number, 0)
+        missing = task.missing & ~task.reading_mask & ~task.pulled
+        units = 0
+        if late:
+            units = late & _units_with(missing, unit_pieces, count)
+        covered = view.covered.get(task.number, 0) if orphaned else 0
+        if covered:
+            mine = 0
+            for stripe in orphaned:
+                mine |= self._of_stripe(task, stripe)
+            units |= covered & _units_with(missing & mine & ~task.flying_mask, unit_pieces, count)
+        return units
+
+    def _holder(self, collection: Collection, task: Task, unit: int) -> Link | None:
+        """A drawn host that holds a unit: of this zone if any there does."""
+        holders = collection.view.holders.get(task.number, {})
+        numbers = list(holders)
+        zone = self._state.host.zone
+        best: Link | None = None
+        start = int(self._state.dice.random() * len(numbers)) if numbers else 0
+        looked = 0
+        for step in range(len(numbers)):
+            number = numbers[(start + step * 7919) % len(numbers)]
+            if not holders[number] >> unit & 1:
+                continue
+            parent = collection.directory.get(number)
+            if parent is None or parent.host_id == self._state.host.host_id:
+                continue
+            looked += 1
+            near = parent.zone == zone
+            if near or best is None:
+                link = self._parents.meet(parent, collection)
+                if link is None:
+                    continue
+                if near:
+                    return link
+                best = link
+            if looked > HOLDER_SAMPLES and not zone:
+                break
+        return best
+
+    def end_pull(self, link: Link, task: Task, piece: int) -> None:
+        """A pulled piece came, or will not come from there."""
+        left = link.pulls.get(task.task_id, 0)
+        if not left >> piece & 1:
+            return
+        task.pulled &= ~(1 << piece)
+        left &= ~(1 << piece)
+        if left:
+            link.pulls[task.task_id] = left
+        else:
+            del link.pulls[task.task_id]
+
+    def drop_pulls(self, link: Link) -> None:
+        """A parent is gone, or does not come up: its pulls are free for others."""
+        for task_id in list(link.pulls):
+            self._drop_pull(link, task_id)
+
+    def _drop_pull(self, link: Link, task_id: TaskId) -> None:
+        pieces = link.pulls.pop(task_id)
+        task = self._state.tasks.get(task_id)
+        if task is not None:
+            task.pulled &= ~pieces
+
+
+def _units_with(pieces: int, unit_pieces: int, piece_count: int) -> int:
+    """Units that have any of the pieces."""
+    if unit_pieces == 1:
+        return pieces
+    if not pieces:
+        return 0
+    # A unit without any of them is one whose complement is whole.
+    rest = ((1 << piece_count) - 1) & ~pieces
+    without = bitfield.whole_units(rest, unit_pieces, piece_count)
+    everything = bitfield.whole_units((1 << piece_count) - 1, unit_pieces, piece_count)
+    return bitfield.units_of_starts(everything & ~without, unit_pieces)
+
+
+def _draw(mask: int, chance: float) -> int:
+    """A drawn bit of a mask that is not empty: the first at or behind a drawn place."""
+    return bitfield.lowest_from(mask, int(chance * mask.bit_length()))

@@ -1,0 +1,186 @@
+"""Who feeds whom in a large swarm: the peer graph, as interior-disjoint trees.
+
+A collection's units are dealt out to a few *stripes*; each stripe flows from its root, which reads
+it from the origin, down a tree that reaches every host. A host is interior in its *home* stripe,
+with as many children as its upload rate is worth, and a leaf in all others. So every link carries
+as many steady flows in as out, whatever the number of hosts, and nobody has to be told anything
+per piece (Castro et al., "SplitStream", SOSP 2003; the delay of a tree against the pipeline of
+Mundinger, Weber and Weiss, "Optimal scheduling of peer-to-peer file dissemination", 2008).
+
+Every zone has a tree of its own below one host, and only that host's feed crosses into the zone.
+Decides parents; knows nothing of pieces or messages. The same members in the same order always
+give the same trees, and a newcomer moves few of those who are there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from shoal.wire.ids import HostId
+
+STRIPES = 4
+"""Trees of one swarm of so many hosts or more. More make a lost parent cheaper and a tree shallower, but each hop of a unit
+slower in the same measure; 3 to 6 are alike."""
+
+SLOTS_PER_HOST_MAX = 64
+"""Children of one host at most, however fast it is."""
+
+ZONE_FANOUT = 2
+"""Zones that one zone feeds per stripe: a short tree without a hotspot at its root."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One member, and what its links are worth."""
+
+    host_id: HostId
+    zone: str
+    slots: int = STRIPES
+    """Children that its upload rate can feed at a full share of a stripe each."""
+    reads: bool = True
+    """Whether it may read from the origin: roots are chosen among those that may."""
+
+
+@dataclass(slots=True)
+class Overlay:
+    """The members of one swarm in a lasting order, and the trees over them."""
+
+    places: list[Place] = field(default_factory=list)
+    parents: list[dict[HostId, HostId]] = field(default_factory=list)
+    """By stripe: each member's parent. A root has none."""
+    roots: list[HostId] = field(default_factory=list)
+    """By stripe: who reads it from the origin. Empty while there is no member."""
+    dirty: bool = False
+    _index: dict[HostId, int] = field(default_factory=dict)
+
+    def __contains__(self, host_id: HostId) -> bool:
+        return host_id in self._index
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, host_id: HostId) -> Place:
+        """A member's place."""
+        return self.places[self._index[host_id]]
+
+    def add(self, place: Place) -> None:
+        """A newcomer, behind all others. Until the next `build` it is fed as a leaf."""
+        assert place.host_id not in self._index
+        self._index[place.host_id] = len(self.places)
+        self.places.append(place)
+        self.dirty = True
+        if len(self.places) == 1:
+            self.build()
+            self.dirty = True
+
+    def remove(self, host_id: HostId) -> None:
+        """A member is gone; the last one takes its place, so that few others move."""
+        index = self._index.pop(host_id)
+        last = self.places.pop()
+        if last.host_id != host_id:
+            self.places[index] = last
+            self._index[last.host_id] = index
+        self.dirty = True
+
+    def value(
+        self, host_id: HostId, *, slots: int | None = None, reads: bool | None = None
+    ) -> None:
+        """What is known of a member changed."""
+        place = self.place(host_id)
+        slots = place.slots if slots is None else min(slots, SLOTS_PER_HOST_MAX)
+        reads = place.reads if reads is None else reads
+        if (slots, reads) != (place.slots, place.reads):
+            place.slots, place.reads = slots, reads
+            self.dirty = True
+
+    def feeds(self, host_id: HostId) -> tuple[HostId, ...]:
+        """The parent of a member in each stripe, "" where it is the root. A newcomer since the
+        last build is fed by early members, whom it asks for what they have anyway."""
+        count = len(self.parents)
+        if host_id in self.roots or (self.parents and host_id in self.parents[0]):
+            return tuple(tree.get(host_id, HostId("")) for tree in self.parents)
+        turn = self._index[host_id]
+        others = max(1, min(turn, len(self.places) - 1))
+        return tuple(self.places[(turn * count + s) % others].host_id for s in range(count))
+
+    # ------------------------------------------------------------ building
+
+    def build(self) -> None:
+        """Works the trees out anew from the members. O(members x stripes)."""
+        self.dirty = False
+        zones = self._zones()
+        stripes = min(STRIPES, len(self.places))
+        homes = [_homes(members, stripes) for members in zones]
+        self.parents = [{} for _ in range(stripes)]
+        self.roots = []
+        for stripe in range(stripes):
+            heads = [home[stripe][0][0].host_id for home in homes]
+            fed = self._link_zones(stripe, heads)
+            for members, home in zip(zones, homes, strict=True):
+                self._grow(stripe, members, home[stripe], fed.get(home[stripe][0][0].host_id, 0))
+
+    def _link_zones(self, stripe: int, heads: list[HostId]) -> dict[HostId, int]:
+        """A tree over the zones' heads, another zone first for each stripe. Returns how many other
+        zones each head feeds."""
+        readers = [number for number, head in enumerate(heads) if self.place(head).reads]
+        first = readers[stripe % len(readers)] if readers else stripe % len(heads)
+        turned = heads[first:] + heads[:first]
+        self.roots.append(turned[0])
+        fed: dict[HostId, int] = {}
+        for number in range(1, len(turned)):
+            feeder = turned[(number - 1) // ZONE_FANOUT]
+            self.parents[stripe][turned[number]] = feeder
+            fed[feeder] = fed.get(feeder, 0) + 1
+        return fed
+
+    def _zones(self) -> list[list[Place]]:
+        zones: dict[str, list[Place]] = {}
+        for place in self.places:
+            zones.setdefault(place.zone, []).append(place)
+        # Whoever may read from the origin first, then the strong ones; else in order of arrival.
+        return [
+            sorted(zones[zone], key=lambda place: (not place.reads, -place.slots))
+            for zone in sorted(zones)
+        ]
+
+    def _grow(
+        self, stripe: int, members: list[Place], home: list[tuple[Place, int]], fed: int
+    ) -> None:
+        """Breadth first: those who pass the stripe on near the root, the others as leaves. `fed`:
+        other zones that the first one feeds beside its own."""
+        tree = self.parents[stripe]
+        interior = dict.fromkeys(place.host_id for place, _ in home)
+        leaves = [place.host_id for place in members if place.host_id not in interior]
+        room = [max(1, slots) for _, slots in home]
+        room[0] = max(1, room[0] - fed)
+        # Too little upload for a full share each: one child more for each, from the last on, as
+        # often as it takes; all of them are slower then.
+        missing = len(members) - 1 - sum(room)
+        for number in range(max(0, missing)):
+            room[-1 - number % len(room)] += 1
+        at, used = 0, 0
+        for child in [*list(interior)[1:], *leaves]:
+            while used >= room[at]:
+                at, used = at + 1, 0
+            tree[child] = home[at][0].host_id
+            used += 1
+
+
+def _homes(members: list[Place], stripes: int) -> list[list[tuple[Place, int]]]:
+    """By stripe: the members that pass it on, with the children that each gets there."""
+    homes: list[list[tuple[Place, int]]] = [[] for _ in range(stripes)]
+    if len(members) < stripes:
+        for stripe in range(stripes):
+            place = members[stripe % len(members)]
+            share = -(-stripes // len(members))
+            homes[stripe].append((place, max(1, place.slots // share)))
+        return homes
+    totals = [0] * stripes
+    for place in members:
+        empty = [stripe for stripe in range(stripes) if not homes[stripe]]
+        if place.slots == 0 and not empty:
+            continue
+        choices: Iterable[int] = empty or range(stripes)
+        stripe = min(choices, key=lambda number: (totals[number], number))
+        homes[stripe].append((place, place.slots))
+        totals[stripe] += place.slots
+    return homes
