@@ -20,8 +20,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-TIE = 1.0 + 1e-10
-"""Shares that differ by less are equal: rounding must not cost a round each."""
+FULL = 1.0 - 1e-10
+"""A link is full where its flows take this part of it: more is lost in the rounding of sums."""
 
 
 def fill(capacities: Floats, links: Ints, caps: Floats) -> tuple[Floats, Floats]:
@@ -29,40 +29,43 @@ def fill(capacities: Floats, links: Ints, caps: Floats) -> tuple[Floats, Floats]
 
     `links[k, f]` is the k-th link that flow f crosses, 0 where it crosses no more: link 0 has
     infinite capacity. `caps` are finite: no flow is faster than its own.
+
+    A link is a bottleneck of this round if its flows, each at the least share that it sees, use up
+    what the link has left: then none of them sees less elsewhere.
     """
     width, flows = links.shape
     rates = np.zeros(flows)
     left = capacities.copy()
-    flat = links.ravel()
-    counts = np.bincount(flat, minlength=len(left))
-    which: Ints | None = None  # the unfrozen flows; None is all
+    users = np.bincount(links.ravel(), minlength=len(left))
+    rising = np.arange(flows)
     while flows:
-        shares = left / np.maximum(counts, 1)
-        seen = shares.take(flat).reshape(width, flows)
-        least = np.minimum.reduce(seen, axis=0)
-        level = np.minimum(least, caps)
-        # A link is held up where a flow of it is slower than its share. Ties go to link 0.
-        held = np.zeros(len(left), np.bool_)
-        held[np.where(seen > level * TIE, links, 0).ravel()] = True
-        held[0] = True
-        waits = np.logical_and.reduce(held.take(flat).reshape(width, flows), axis=0)
-        waits &= caps > level
+        shares = left / np.maximum(users, 1)
+        level = np.minimum(np.minimum.reduce(shares.take(links), axis=0), caps)
+        taken = np.bincount(links.ravel(), repeat(level, width), len(left))
+        roomy = taken < left * FULL
+        waits = np.logical_and.reduce(roomy.take(links), axis=0)
+        waits &= level < caps
         frozen = np.flatnonzero(~waits)
+        assert len(frozen), "the lowest share of all is a bottleneck"
         reached = level.take(frozen)
-        rates[frozen if which is None else which.take(frozen)] = reached
+        rates[rising.take(frozen)] = reached
         gone = links.take(frozen, axis=1).ravel()
-        left -= np.bincount(gone, np.concatenate([reached] * width), len(left))
+        left -= np.bincount(gone, repeat(reached, width), len(left))
+        np.maximum(left, 0.0, out=left)
         if len(frozen) == flows:
             break
-        np.maximum(left, 0.0, out=left)
-        counts -= np.bincount(gone, minlength=len(left))
+        users -= np.bincount(gone, minlength=len(left))
         kept = np.flatnonzero(waits)
-        which = kept if which is None else which.take(kept)
+        flows = len(kept)
+        rising = rising.take(kept)
         links = links.take(kept, axis=1)
         caps = caps.take(kept)
-        flows = len(kept)
-        flat = links.ravel()
-    return rates, np.maximum(left, 0.0, out=left)
+    return rates, left
+
+
+def repeat(values: Floats, times: int) -> Floats:
+    """The values again and again, flat."""
+    return np.broadcast_to(values, (times, len(values))).ravel()
 
 
 def max_min_rates(
