@@ -41,31 +41,26 @@ def fill(capacities: Floats, links: Ints, caps: Floats) -> tuple[Floats, Floats]
     while flows:
         shares = left / np.maximum(users, 1)
         level = np.minimum(np.minimum.reduce(shares.take(links), axis=0), caps)
-        taken = np.bincount(links.ravel(), repeat(level, width), len(left))
+        taken = np.bincount(links.ravel(), np.concatenate((level,) * width), len(left))
         roomy = taken < left * FULL
         waits = np.logical_and.reduce(roomy.take(links), axis=0)
         waits &= level < caps
-        frozen = np.flatnonzero(~waits)
+        frozen = (~waits).nonzero()[0]
         assert len(frozen), "the lowest share of all is a bottleneck"
         reached = level.take(frozen)
         rates[rising.take(frozen)] = reached
         gone = links.take(frozen, axis=1).ravel()
-        left -= np.bincount(gone, repeat(reached, width), len(left))
+        left -= np.bincount(gone, np.concatenate((reached,) * width), len(left))
         np.maximum(left, 0.0, out=left)
         if len(frozen) == flows:
             break
         users -= np.bincount(gone, minlength=len(left))
-        kept = np.flatnonzero(waits)
+        kept = waits.nonzero()[0]
         flows = len(kept)
         rising = rising.take(kept)
         links = links.take(kept, axis=1)
         caps = caps.take(kept)
     return rates, left
-
-
-def repeat(values: Floats, times: int) -> Floats:
-    """The values again and again, flat."""
-    return np.broadcast_to(values, (times, len(values))).ravel()
 
 
 def max_min_rates(
