@@ -323,6 +323,8 @@ def test_rates_are_computed_once_per_quantum_and_only_after_changes() -> None:
     for name in range(10):
         driver.run(name * QUANTUM_NS // 10)
         network.start(driver.now_ns, (up, down), 100_000_000, driver.done(name))
+    driver.run(400 * QUANTUM_NS)
+    network.set_rate(up, 1e9)  # as it was
     driver.run(900 * QUANTUM_NS)
     assert network.recomputations == 2
 
