@@ -122,14 +122,17 @@ class ParentSide(NodeBase):
             record = ev.PieceRecord(FALSE_DIGEST, record.lease_number, read_here=False)
         transfer = Transfer(connection, effect, record, corrupt=corrupt)
         connection.transfers[effect.child_request] = transfer
-        # A closed connection ends it when this side notices, a stalled one never.
-        if connection.open and self.lie != "stall":
+        # One piece behind the other, as a TCP connection sends them. A closed connection ends it
+        # when this side notices, a stalled one never.
+        if connection.open and self.lie != "stall" and len(connection.transfers) == 1:
             world.flights.start(transfer)
 
     def sent(self, transfer: Transfer, finish_ns: int) -> None:
         """The last byte of a piece left this host."""
         world, connection, effect = self.world, transfer.connection, transfer.effect
         del connection.transfers[effect.child_request]
+        if connection.open and connection.transfers:
+            world.flights.start(next(iter(connection.transfers.values())))
         when_ns = max(finish_ns, world.now_ns) + world.options.latency_ns
         world.at(when_ns, connection.child.receive, transfer)
         self.post(

@@ -371,8 +371,7 @@ class PeerEngine:
             self._feeds.assigned(message, collection)
             if began:
                 self._parents.refresh()
-            self._fetcher.all_changed()
-            self._fetcher.map_changed(collection)
+            self._fetcher.reassigned(collection)
 
     def _directory(self, message: msg.Directory) -> None:
         collection = self.state.collections.get(message.collection_id)

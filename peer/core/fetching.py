@@ -70,9 +70,19 @@ class Fetcher:
         """This parent may take requests that it could not before."""
         self._dirty[link.host_id] = link
 
-    def all_changed(self) -> None:
-        """Whom to ask for what has changed."""
+    def reassigned(self, collection: Collection) -> None:
+        """Other parents feed some stripes now: what the old ones do not hold is asked of the new."""
+        for fetch in list(self._state.fetches.values()):
+            if fetch.feed is None or fetch.feed[0] != collection.collection_id:
+                continue
+            stripe = fetch.feed[1]
+            stays = stripe < len(collection.feeds) and (
+                collection.feeds[stripe] == fetch.link.host_id
+            )
+            if not stays and not self._owed(fetch):
+                self._cancel(fetch)
         self._all_dirty = True
+        self.map_changed(collection)
 
     def task_changed(self, _task: Task) -> None:
         """Pieces of a task may be requested from anybody again."""

@@ -244,7 +244,7 @@ class Boards:
 
     def _assign(self, collection: Collection, board: Board, host_id: HostId) -> None:
         feeds = board.overlay.feeds(host_id)
-        if board.fed.get(host_id) == feeds:
+        if not feeds or board.fed.get(host_id) == feeds:
             return
         board.fed[host_id] = feeds
         self._name(collection, host_id, feeds)

@@ -51,6 +51,8 @@ class Overlay:
     """By stripe: who reads it from the origin. Empty while there is no member."""
     dirty: bool = False
     _index: dict[HostId, int] = field(default_factory=dict)
+    _built: dict[HostId, None] = field(default_factory=dict)
+    """The members at the last build."""
 
     def __contains__(self, host_id: HostId) -> bool:
         return host_id in self._index
@@ -70,11 +72,11 @@ class Overlay:
         self.dirty = True
         if len(self.places) == 1:
             self.build()
-            self.dirty = True
 
     def remove(self, host_id: HostId) -> None:
         """A member is gone; the last one takes its place, so that few others move."""
         index = self._index.pop(host_id)
+        self._built.pop(host_id, None)
         last = self.places.pop()
         if last.host_id != host_id:
             self.places[index] = last
@@ -93,20 +95,26 @@ class Overlay:
             self.dirty = True
 
     def feeds(self, host_id: HostId) -> tuple[HostId, ...]:
-        """The parent of a member in each stripe, "" where it is the root. A newcomer since the
-        last build is fed by early members, whom it asks for what they have anyway."""
-        count = len(self.parents)
-        if host_id in self.roots or (self.parents and host_id in self.parents[0]):
+        """The parent of a member in each stripe, "" where it is the root. Empty for a newcomer
+        who has to wait for the next build. A few newcomers since the last one need not: they are
+        fed by members that are drawn by their number."""
+        if host_id in self._built:
             return tuple(tree.get(host_id, HostId("")) for tree in self.parents)
         turn = self._index[host_id]
-        others = max(1, min(turn, len(self.places) - 1))
-        return tuple(self.places[(turn * count + s) % others].host_id for s in range(count))
+        built = len(self._built)
+        if 2 * (turn + 1 - built) > built:
+            return ()
+        stripes = len(self.parents)
+        return tuple(
+            self.places[(turn * stripes + stripe) % built].host_id for stripe in range(stripes)
+        )
 
     # ------------------------------------------------------------ building
 
     def build(self) -> None:
         """Works the trees out anew from the members. O(members x stripes)."""
         self.dirty = False
+        self._built = dict.fromkeys(place.host_id for place in self.places)
         zones = self._zones()
         stripes = min(STRIPES, len(self.places))
         homes = [_homes(members, stripes) for members in zones]
