@@ -363,6 +363,7 @@ class PeerEngine:
         collection = self.state.collections.get(message.collection_id)
         if collection is not None:
             self._parents.named(message, collection)
+            self._feeds.parents_named(collection)
 
     def _assigned(self, message: msg.Assigned) -> None:
         collection = self.state.collections.get(message.collection_id)

@@ -23,8 +23,9 @@ PULLS_PER_IDLE_STRIPE = 2
 """And so many more for each stripe that brings nothing now."""
 
 CHANNELS_AHEAD = 2
-"""Tasks whose channels are open at a parent before they are needed, so that the change from one
-to the next costs no round trip."""
+AHEAD_PIECES = 8
+"""When so few pieces of a task are left to ask a parent for, the channels of so many tasks behind
+it are opened, so that the change from one to the next costs no round trip."""
 
 LATE_NS_MIN = 1 * SECOND_NS
 LATE_NS_MAX = 20 * SECOND_NS
@@ -49,6 +50,16 @@ class Feeds:
         """The scheduler says which parent feeds each stripe."""
         collection.unit_bytes = message.unit_bytes
         collection.feeds = message.parents
+        self.parents_named(collection)
+
+    def parents_named(self, collection: Collection) -> None:
+        """Tells links which stripes they feed."""
+        for link in self._state.links.values():
+            link.feeds = [pair for pair in link.feeds if pair[0] is not collection]
+        for stripe, feed in enumerate(collection.feeds):
+            fed_by = self._state.links.get(feed) if feed else None
+            if fed_by is not None:
+                fed_by.feeds.append((collection, stripe))
 
     def directory(self, message: Directory, collection: Collection) -> None:
         """Where hosts of the swarm are."""
@@ -88,6 +99,7 @@ class Feeds:
     def forget(self, collection: Collection) -> None:
         """There is no scheduler any more, or the collection is over: no plan holds."""
         collection.feeds = ()
+        self.parents_named(collection)
         for link in self._state.links.values():
             for task_id in list(link.pulls):
                 task = self._state.tasks.get(task_id)
@@ -96,43 +108,30 @@ class Feeds:
 
     # ------------------------------------------------------------ standing requests
 
-    def stripes(self, link: Link) -> Iterator[tuple[Collection, int]]:
-        """The stripes that a parent feeds."""
-        for collection_id in link.collections:
-            collection = self._state.collections.get(collection_id)
-            if collection is not None:
-                for stripe, feed in enumerate(collection.feeds):
-                    if feed == link.host_id:
-                        yield collection, stripe
-
     def next_piece(
         self, link: Link, collection: Collection, stripe: int
     ) -> tuple[Task, int] | None:
         """The next piece of a stripe to ask its parent for. Opens channels on the way; None: there
         is nothing that can be asked for now."""
+        found = None
         ahead = CHANNELS_AHEAD
         for task in self._open_tasks(collection):
-            missing = task.missing_unrequested & ~task.pulled & self._of_stripe(task, stripe)
-            if not missing:
-                continue
-            channel = link.channels.get(task.task_id)
-            if channel is not None and channel.open:
-                return task, bitfield.lowest(missing)
-            self._parents.open_channel(link, task)
-            ahead -= 1
-            if not ahead:
-                break
-        return None
-
-    def open_ahead(self, link: Link, collection: Collection) -> None:
-        """Opens the channels of the tasks that come next."""
-        ahead = CHANNELS_AHEAD
-        for task in self._open_tasks(collection):
+            if found is None:
+                missing = task.missing_unrequested & ~task.pulled & self._of_stripe(task, stripe)
+                if not missing:
+                    continue
+                channel = link.channels.get(task.task_id)
+                if channel is not None and channel.open:
+                    found = task, bitfield.lowest(missing)
+                    if missing.bit_count() > AHEAD_PIECES:
+                        break
+                    continue
             if task.task_id not in link.channels:
                 self._parents.open_channel(link, task)
             ahead -= 1
             if not ahead:
-                return
+                break
+        return found
 
     def _open_tasks(self, collection: Collection) -> Iterator[Task]:
         count = len(collection.sources)

@@ -55,6 +55,7 @@ class Fetcher:
         self._feeds = feeds
         self._on_local_failure = on_local_failure
         self._deadlines: list[tuple[int, RequestId]] = []
+        self._next_look_ns: int | None = None
         self._dirty: dict[str, Link] = {}
         self._blocked: dict[str, Link] = {}
         """Parents passed over because of a quarantine or a `busy` that will expire."""
@@ -71,7 +72,7 @@ class Fetcher:
         self._dirty[link.host_id] = link
 
     def reassigned(self, collection: Collection) -> None:
-        """Other parents feed some stripes now: what the old ones do not hold is asked of the new."""
+        """Other parents feed some stripes now: what the old ones lack is asked of the new."""
         for fetch in list(self._state.fetches.values()):
             if fetch.feed is None or fetch.feed[0] != collection.collection_id:
                 continue
@@ -168,12 +169,17 @@ class Fetcher:
                     break
                 if not self._send(link, task, piece):
                     return False
-        for collection, stripe in list(self._feeds.stripes(link)):
+        for collection, stripe in link.feeds:
             feed = (collection.collection_id, stripe)
-            self._feeds.open_ahead(link, collection)
-            while (found := self._feeds.next_piece(link, collection, stripe)) is not None:
+            while True:
+                asked = link.standing.get(feed, 0)
+                if asked >= self._state.limits.pipeline_pieces_max:
+                    break
+                found = self._feeds.next_piece(link, collection, stripe)
+                if found is None:
+                    break
                 task, piece = found
-                if link.standing.get(feed, 0) >= self._standing_depth(link, task):
+                if asked >= STANDING_MIN and asked >= self._standing_depth(link, task):
                     break
                 if not self._send(link, task, piece, feed=feed):
                     return False
@@ -240,8 +246,7 @@ class Fetcher:
             link.standing[feed] = link.standing.get(feed, 0) + 1
         task.flying.setdefault(piece, []).append(request_id)
         task.flying_mask |= 1 << piece
-        heapq.heappush(self._deadlines, (deadline_ns, request_id))
-        self._state.wake_at(deadline_ns)
+        self._look_again_at(deadline_ns, request_id)
         assert link.connection_id is not None
         self._state.emit(
             FetchPiece(
@@ -368,6 +373,12 @@ class Fetcher:
             for request_id in list(task.flying.get(piece, ())):
                 self._cancel(self._state.fetches[request_id])
 
+    def _look_again_at(self, deadline_ns: int, request_id: RequestId) -> None:
+        heapq.heappush(self._deadlines, (deadline_ns, request_id))
+        if self._next_look_ns is None or deadline_ns < self._next_look_ns:
+            self._next_look_ns = deadline_ns
+            self._state.wake_at(deadline_ns)
+
     @staticmethod
     def _owed(fetch: Fetch) -> bool:
         """Whether a parent said that it holds what a standing request asks for."""
@@ -377,6 +388,16 @@ class Fetcher:
     def tick(self) -> None:
         """Gives up requests whose time is over."""
         now_ns = self._state.now_ns
+        self._give_up_late(now_ns)
+        for host_id, link in list(self._blocked.items()):
+            if max(link.quarantined_until_ns, link.busy_until_ns) <= now_ns:
+                del self._blocked[host_id]
+                self.link_changed(link)
+
+    def _give_up_late(self, now_ns: int) -> None:
+        if self._next_look_ns is None or now_ns < self._next_look_ns:
+            return
+        self._next_look_ns = None
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             _, request_id = heapq.heappop(self._deadlines)
             fetch = self._state.fetches.get(request_id)
@@ -386,16 +407,14 @@ class Fetcher:
             if fetch.feed is not None and not self._owed(fetch):
                 # It does not have the piece itself yet.
                 fetch.deadline_ns = now_ns + self._state.limits.request_timeout_min_ns
-                heapq.heappush(self._deadlines, (fetch.deadline_ns, request_id))
-                self._state.wake_at(fetch.deadline_ns)
+                self._look_again_at(fetch.deadline_ns, request_id)
                 continue
             quiet_ns = now_ns - max(fetch.sent_ns, link.last_active_ns)
             too_late = now_ns - fetch.sent_ns >= self._state.limits.request_timeout_max_ns
             if quiet_ns < self._state.limits.request_timeout_min_ns and not too_late:
                 # The parent does send, only more slowly than it did: give it more time.
                 fetch.deadline_ns = now_ns + self._patience_ns(link)
-                heapq.heappush(self._deadlines, (fetch.deadline_ns, request_id))
-                self._state.wake_at(fetch.deadline_ns)
+                self._look_again_at(fetch.deadline_ns, request_id)
                 continue
             self._state.tell(fetch.task.task_id, f"piece {fetch.piece}: {link.host_id} stalled")
             self._keeper.accuse(fetch.task, fetch.piece, link.host_id, Reason.PEER_STALLED)
@@ -403,7 +422,8 @@ class Fetcher:
             if link.quarantined_until_ns <= now_ns:
                 self._parents.strike(link.host_id, Reason.PEER_STALLED)
             self._all_dirty = True
-        for host_id, link in list(self._blocked.items()):
-            if max(link.quarantined_until_ns, link.busy_until_ns) <= now_ns:
-                del self._blocked[host_id]
-                self.link_changed(link)
+        while self._deadlines and self._deadlines[0][1] not in self._state.fetches:
+            heapq.heappop(self._deadlines)  # It was answered: nobody has to wake up for it.
+        if self._deadlines:
+            self._next_look_ns = self._deadlines[0][0]
+            self._state.wake_at(self._next_look_ns)

@@ -296,7 +296,8 @@ class ParentTable:
         new = event.new & ~channel.held
         channel.held |= new
         task.availability.add(new)
-        self._on_change(link)
+        if not self._state.planned(task):
+            self._on_change(link)
 
     def withdrew(self, event: ParentWithdrew) -> None:
         """A parent lost pieces."""

@@ -25,6 +25,11 @@ URGENT_INTERVAL_NS = 5 * MILLISECOND_NS
 """Least time between reports when this host has nothing left to read under its leases."""
 
 
+STATEMENT_INTERVAL_NS = 20 * MILLISECOND_NS
+"""Least time between reports of a host that reads from the origin: others may pass a piece on only
+when its digest is known, and only a few hosts read at once."""
+
+
 class Outbox:
     """Collects reports for the scheduler and sends them a few times a second at most.
 
@@ -43,7 +48,7 @@ class Outbox:
     def state_digest(self, statement: Statement) -> None:
         """This host read a piece under a lease; its word on the digest."""
         self._statements.append(statement)
-        self._plan()
+        self._plan(STATEMENT_INTERVAL_NS)
 
     def end_lease(self, lease_end: LeaseEnd, *, urgent: bool) -> None:
         """A lease is used up or given back. `urgent`: it was the last one, reading pauses until

@@ -174,6 +174,8 @@ class Link:
     busy_until_ns: int = 0
     pulls: dict[TaskId, int] = field(default_factory=dict)
     """Pieces to be had from it although it is not their stripe's parent, by task."""
+    feeds: "list[tuple[Collection, int]]" = field(default_factory=list)
+    """The stripes that it feeds to this host."""
     standing: dict[tuple[CollectionId, int], int] = field(default_factory=dict)
     """Standing requests at it, by collection and stripe."""
     met_ns: int = 0
