@@ -179,7 +179,7 @@ def test_control_batches_follow_the_option() -> None:
         finished(
             WorldOptions(
                 nodes=4,
-                size_bytes=40 * MIB,
+                size_bytes=20 * MIB,
                 origin_rate_bytes_s=25 * MB,
                 node_rate_bytes_s=25 * MB,
                 control_batch_ns=batch * MILLISECOND_NS,
