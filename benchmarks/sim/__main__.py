@@ -74,7 +74,8 @@ def main(words: Sequence[str] | None = None) -> int:
     say(f"seed {chosen.seed} commit {commit()} options {told}")
     result = run(chosen)
     happened = ", ".join(f"{count} {what}" for what, count in sorted(result.faults.items()))
-    say(f"ended at {result.ended_s:.3f} s of its own time; faults: {happened or 'none'}")
+    say(f"faults: {happened or 'none'}")
+    say(f"ended at {result.ended_s:.3f} s, {result.recovery_s:.3f} s after the last fault")
     say(f"trace {result.trace}")
     for what in result.safety:
         say(f"safety: {what}")

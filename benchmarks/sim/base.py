@@ -353,16 +353,19 @@ class NodeBase:
     def _hash_prefix(self, effect: fx.HashPrefix) -> None:
         if not effect.final:
             return
-        content = self.contents[effect.task_id]
-        task = self.world.origin.by_source[content.descriptor.source_id]
         self.expect(
             ev.ContentHashed(
                 now_ns=self.world.now_ns + STORE_NS,
                 task_id=effect.task_id,
                 epoch=effect.epoch,
-                digest="sha256:bad" if content.false else task.true_digest,
+                digest=self.content_digest(self.contents[effect.task_id]),
             )
         )
+
+    def content_digest(self, content: Content) -> str:
+        """What hashing the whole content gives."""
+        task = self.world.origin.by_source[content.descriptor.source_id]
+        return "sha256:bad" if content.false else task.true_digest
 
     def _seal_task(self, effect: fx.SealTask) -> None:
         content = self.contents[effect.task_id]

@@ -70,6 +70,8 @@ class FaultResult:
     faults: dict[str, int] = field(default_factory=dict)
     """What went wrong, and how often."""
     ended_s: float = 0.0
+    recovery_s: float = 0.0
+    """From the last fault to the end; 0 if the end came first."""
     trace: str = ""
 
     @property
@@ -105,7 +107,9 @@ def run_with_faults(world: World, plan: FaultPlan, *, limit_s: float | None = No
         world.run_for(max(0.0, (plan.end_ns - world.now_ns) / SECOND_NS))
         limit_s = patience_s(world) if limit_s is None else limit_s
         ended = world.run(until=world.all_done, limit_s=world.now_ns / SECOND_NS + limit_s)
-        result.ended_s = world.now_ns / SECOND_NS
+        last_ns = max((node.ended_ns for node in world.nodes.values()), default=0)
+        result.ended_s = (last_ns if ended else world.now_ns) / SECOND_NS
+        result.recovery_s = max(0.0, result.ended_s - plan.end_ns / SECOND_NS)
         if ended:
             world.run_for(QUIET_S)
     except FAILURES:

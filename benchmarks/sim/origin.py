@@ -98,6 +98,8 @@ class SimOrigin:
         self.stats = 0
         self.reads: dict[tuple[int, int], int] = {}
         """How often each (task, piece) was read to its end."""
+        self.read_bytes: dict[tuple[int, int], float] = {}
+        """How many bytes of each (task, piece) were sent, parts of broken reads included."""
         self.sent_bytes = 0.0
         """Payload, parts of broken reads included."""
         self.connections = 0
@@ -121,6 +123,12 @@ class SimOrigin:
         if task.digest is not None or validator is None:
             return task.truth(self.first_validator)
         return task.truth(validator)
+
+    def count(self, task: int, piece: int, moved_bytes: float) -> None:
+        """A piece was sent, or a part of it before the reader went away."""
+        key = (task, piece)
+        self.read_bytes[key] = self.read_bytes.get(key, 0.0) + moved_bytes
+        self.sent_bytes += moved_bytes
 
     def enter(self, read: "OriginRead") -> bool:
         """A read asks for a connection: whether it has one now. If not, it is called later."""

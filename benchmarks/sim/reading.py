@@ -91,7 +91,7 @@ class OriginRead:
         self._next()
 
     def _count(self, moved: float) -> None:
-        self._world.origin.sent_bytes += moved
+        self._world.origin.count(self._task.number, self._piece, moved)
         self._node.origin_bytes += int(moved)
 
     def _stored(self, piece: int, digest: bytes, length: int) -> None:
