@@ -69,6 +69,8 @@ class Peer:
     ready: deque[int] = field(default_factory=deque)
     flying: dict[int, Transfer] = field(default_factory=dict)
     rounds: int = 0
+    synced: bool = False
+    """Whether its parents told what they have."""
 
 
 @dataclass(slots=True, eq=False)
@@ -166,11 +168,13 @@ class Dragonfly(Swarm):
 
     def _drop_parent(self, child: Peer, parent: Peer) -> None:
         self._unlink(parent, child)
-        for piece, holders in child.reports.items():
-            if parent in holders:
-                holders.remove(parent)
-                if not holders and piece not in child.flying:
+        for piece in [piece for piece, holders in child.reports.items() if parent in holders]:
+            child.reports[piece].remove(parent)
+            if not child.reports[piece]:
+                del child.reports[piece]
+                if piece not in child.flying:
                     child.released.discard(piece)
+        self._pump(child)
         self._check_round(child)
 
     # ------------------------------------------------------------ scheduler
@@ -183,6 +187,7 @@ class Dragonfly(Swarm):
         chosen = self._find_parents(peer)
         if chosen:
             peer.state = "running"
+            peer.synced = False
             self.messages += 1
             for parent in chosen:
                 self._link(parent, peer)
@@ -267,6 +272,7 @@ class Dragonfly(Swarm):
     # ------------------------------------------------------------ pieces
 
     def _sync(self, peer: Peer, parents: list[Peer]) -> None:
+        peer.synced = True
         for parent in parents:
             if parent in peer.parents:
                 for piece in parent.order:
@@ -345,7 +351,7 @@ class Dragonfly(Swarm):
 
     def _check_round(self, peer: Peer) -> None:
         """A round is over when nothing is under way and no parent can give more."""
-        if peer.state != "running" or peer.flying or peer.ready:
+        if peer.state != "running" or not peer.synced or peer.flying or peer.ready:
             return
         if any(parent.state != "succeeded" for parent in peer.parents):
             return
