@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks.scale.baselines.dragonfly import Dragonfly
+from benchmarks.scale.baselines.dragonfly import Dragonfly, DragonflyLatest
 from benchmarks.scale.baselines.kraken import Kraken
 from benchmarks.scale.baselines.origin_only import OriginOnly
 from benchmarks.scale.baselines.whole_file import Spegel, WholeFile
@@ -36,6 +36,7 @@ def _model(model: Callable[[RunOptions, Plan], Any]) -> Runner:
 POLICIES: Final[dict[str, Runner]] = {
     "ours": _ours,
     "dragonfly": _model(Dragonfly),
+    "dragonfly-latest": _model(DragonflyLatest),
     "kraken": _model(Kraken),
     "whole-file": _model(WholeFile),
     "spegel": _model(Spegel),
