@@ -4,130 +4,192 @@ Carries out effects as the shell does, after the time that they would take; neve
 """
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.sim.ledger import Ledger
+from benchmarks.sim.options import HostSpec
+from benchmarks.sim.origin import OriginRead, Truth
 from peer.core import effects as fx
 from peer.core import events as ev
 from peer.core.engine import PeerEngine
-from shoal.wire.control import Address, Demand, HostInfo, SchedulerMessage
+from shoal.wire.control import Address, Demand, HostInfo, SchedulerMessage, TaskDescriptor
 from shoal.wire.errors import Reason
-from shoal.wire.ids import ConnectionId, DownloadId, HostId, RequestId, TaskId, collection_of
-from shoal.wire.limits import MILLISECOND_NS
+from shoal.wire.ids import DownloadId, HostId, RequestId, TaskId, collection_of
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 if TYPE_CHECKING:
-    from benchmarks.sim.node import SimNode
     from benchmarks.sim.world import World
 
 RECONNECT_NS = 200 * MILLISECOND_NS
 STORE_NS = MILLISECOND_NS // 10
-ACTIVE_NS = 500 * MILLISECOND_NS
 
 
-@dataclass(slots=True)
-class Fetching:
-    """A piece that was requested from a parent."""
+class Content:
+    """One task on a disk."""
 
-    effect: fx.FetchPiece
-    parent: "SimNode"
+    __slots__ = ("descriptor", "false", "pieces", "sealed", "truth")
+
+    def __init__(self, descriptor: TaskDescriptor, truth: Truth) -> None:
+        self.descriptor = descriptor
+        self.truth = truth
+        self.pieces: dict[int, ev.PieceRecord] = {}
+        self.false = 0
+        """How many of them are not what they should be; no host can know."""
+        self.sealed = False
+
+    def stored(self) -> ev.StoredTask:
+        """As the store tells it."""
+        held = 0
+        for piece in self.pieces:
+            held |= 1 << piece
+        return ev.StoredTask(self.descriptor, held, self.sealed, dict(self.pieces))
+
+    def put(self, piece: int, record: ev.PieceRecord) -> bool:
+        """Writes a piece, over what was there; whether it is a new one."""
+        old = self.pieces.get(piece)
+        truth = self.truth[piece]
+        if old is not None and old.digest != truth:
+            self.false -= 1
+        if record.digest != truth:
+            self.false += 1
+        self.pieces[piece] = record
+        return old is None
+
+    def drop(self, piece: int) -> None:
+        """Forgets a piece."""
+        if self.pieces.pop(piece).digest != self.truth[piece]:
+            self.false -= 1
 
 
 class NodeBase:
     """A host of the world. `lie` makes it a liar: "bytes" sends wrong bytes under the right
-    header, "header" wrong bytes with a digest that fits them, "stall" never sends."""
+    header, "header" wrong bytes with a digest that fits them, "stall" never sends, "origin" tells
+    wrong digests of what it reads from the origin."""
 
-    def __init__(self, world: "World", host_id: HostId) -> None:
+    DO: ClassVar[dict[type[Any], Callable[[Any, Any], None]]] = {}
+    """How each effect but `FetchPiece` is carried out."""
+
+    def __init__(self, world: "World", host_id: HostId, number: int, spec: HostSpec) -> None:
         self.world = world
         self.host_id = host_id
+        self.number = number
+        """From 1, in the order of coming."""
+        self.spec = spec
+        self.up_link, self.down_link = world.topology.add_host(spec)
         self.lie = ""
         self.alive = False
         self.wants = False
         self.ended = False
         self.reason: Reason | None = None
+        self.started_ns = 0
         self.ended_ns = 0
         self.runs = 0
         self.origin_bytes = 0
-        self.rate_bytes_s = world.options.node_rate_bytes_s
-        self.disk: dict[TaskId, dict[int, ev.PieceRecord]] = {}
-        self.sealed: dict[TaskId, bool] = {}
-        self.descriptors: dict[TaskId, object] = {}
-        self.up_free_ns = 0
-        self.down_free_ns = 0
+        self.contents: dict[TaskId, Content] = {}
+        self._held_bytes = 0
+        self._rate_bytes_s = spec.up_bytes_s
+        self._demand: tuple[Demand, bool, str] = (Demand.WHOLE, True, "")
+        self._downloads = 0
+        self._hash_free_ns = 0
+        self._disk_free_ns = 0
         self._boot()
 
     def _boot(self) -> None:
         self.runs += 1
+        spec, options = self.spec, self.world.options
         self.engine = PeerEngine(
-            host=HostInfo(host_id=self.host_id, addresses=(Address("127.0.0.1", 1),)),
-            limits=self.world.options.peer_limits,
-            dice=random.Random(f"{self.world.options.seed}/{self.host_id}/{self.runs}"),
-            scheduler_configured=self.world.options.with_scheduler,
+            host=HostInfo(
+                host_id=self.host_id,
+                addresses=(Address("127.0.0.1", 1),),
+                zone=spec.label,
+                upload_rate_bytes_s=int(spec.up_bytes_s) if spec.told_rate else 0,
+                download_rate_bytes_s=int(spec.down_bytes_s) if spec.told_rate else 0,
+            ),
+            limits=options.peer_limits,
+            dice=random.Random(f"{options.seed}/{self.host_id}/{self.runs}"),
+            scheduler_configured=options.with_scheduler,
         )
+        self.ledger = Ledger()
         self.session: int | None = None
-        self.wake_ns: int | None = None
-        self.parents: dict[ConnectionId, SimNode] = {}
-        self.children: dict[ConnectionId, SimNode] = {}
-        self.fetching: dict[RequestId, Fetching] = {}
-        self.stopped_reads: dict[RequestId, None] = {}
+        self._wake_ns: int | None = None
+        self.reads: dict[RequestId, OriginRead] = {}
+
+    @property
+    def rate_bytes_s(self) -> float:
+        """Rate of both of the host's links (of its uplink, where they differ)."""
+        return self._rate_bytes_s
+
+    @rate_bytes_s.setter
+    def rate_bytes_s(self, rate: float) -> None:
+        self._rate_bytes_s = rate
+        self.world.network.set_rate(self.up_link, rate)
+        self.world.network.set_rate(self.down_link, rate)
+
+    def slow_down(self, share: float) -> None:
+        """Both links have only this share of their rates from now on; 1 gives all of it back."""
+        self._rate_bytes_s = self.spec.up_bytes_s * share
+        self.world.network.set_rate(self.up_link, self.spec.up_bytes_s * share)
+        self.world.network.set_rate(self.down_link, self.spec.down_bytes_s * share)
 
     # ------------------------------------------------------------ life
 
     def start(self) -> None:
         """The daemon starts; what is on its disk survived."""
         self.alive = True
-        tasks = tuple(
-            ev.StoredTask(
-                self.descriptors[task_id],  # type: ignore[arg-type]
-                sum(1 << piece for piece in pieces),
-                self.sealed.get(task_id, False),
-                dict(pieces),
-            )
-            for task_id, pieces in self.disk.items()
-        )
+        tasks = tuple(content.stored() for content in self.contents.values())
         self.post(ev.StoreLoaded(now_ns=self.world.now_ns, generation=self.runs, tasks=tasks))
         self.connect_scheduler()
 
     def crash(self) -> None:
         """The process dies: connections break, memory is gone, the disk stays."""
+        if not self.alive:
+            return
         self.alive = False
-        if self.session is not None:
-            self.world.close_session(self.session)
-        for connection_id, parent in list(self.parents.items()):
-            parent.child_gone(connection_id)
-        for connection_id, child in list(self.children.items()):
-            child.parent_gone(connection_id)
-        self.parents.clear()
-        self.children.clear()
+        session, self.session = self.session, None
+        if session is not None:
+            self.world.control.close(session)
+        for read in self.reads.values():
+            read.abort()
+        self.reads.clear()
+        self._break_connections()
+        self.world.broken.extend(f"{self.host_id}: {what}" for what in self.ledger.broken)
+
+    def _break_connections(self) -> None:
+        raise NotImplementedError
 
     def restart(self) -> None:
-        """The daemon comes back with its disk."""
+        """The daemon comes back with its disk; a client that waited asks again."""
         self._boot()
         self.start()
         if self.wants and not self.ended:
-            self.want()
+            demand, origin_allowed, credential = self._demand
+            self.want(demand, origin_allowed=origin_allowed, credential=credential)
+
+    def leave(self) -> None:
+        """The daemon is stopped in good order, and does not come back."""
+        self.wants = False
+        if self.alive:
+            self.post(ev.ShutDown(now_ns=self.world.now_ns))
+            self.crash()
 
     def want(
         self, demand: Demand = Demand.WHOLE, *, origin_allowed: bool = True, credential: str = ""
     ) -> None:
-        """A local client wants the world's content."""
-        from benchmarks.sim.world import SOURCE_ID
-
+        """A local client wants the world's collection."""
+        now_ns = self.world.now_ns
+        if not self.wants:
+            self.started_ns = now_ns
         self.wants = True
-        digest = self.world.options.content_digest
-        source = ev.Source(
-            source_id=SOURCE_ID,
-            task_id=TaskId("7" * 64) if digest is not None else None,
-            digest=digest,
-            display_url="sim://origin/content",
-            piece_length_bytes=None,
-            credential=credential,
-        )
+        self._demand = (demand, origin_allowed, credential)
+        self._downloads += 1
+        sources = tuple(task.source(credential) for task in self.world.tasks)
         self.post(
             ev.Want(
-                now_ns=self.world.now_ns,
-                download_id=DownloadId(self.runs),
-                collection_id=collection_of((SOURCE_ID,)),
-                sources=(source,),
+                now_ns=now_ns,
+                download_id=DownloadId(self._downloads),
+                collection_id=collection_of(tuple(source.source_id for source in sources)),
+                sources=sources,
                 demand=demand,
                 origin_allowed=origin_allowed,
             )
@@ -139,39 +201,67 @@ class NodeBase:
         """Hands an event to the core and carries out what it answers."""
         if not self.alive:
             return
+        world = self.world
+        self.ledger.answer(event)
         effects = self.engine.handle(event)
-        if self.world.options.validate:
+        world.events += 1
+        world.trace.note(self.number, event, len(effects))
+        if world.options.validate:
             self.engine.validate()
-        for effect in effects:
-            getattr(self, "_do_" + type(effect).__name__)(effect)
+        if effects:
+            self._carry_out(effects)
         self._plan_tick()
 
-    def later(self, delay_ns: int, event_type: type[ev.Event], **fields: object) -> None:
-        """Posts an event after a time, unless the process died meanwhile."""
-        run = self.runs
+    def _carry_out(self, effects: list[fx.AnyEffect]) -> None:
+        do, next_effect, count = self.DO, 0, len(effects)
+        while next_effect < count:
+            effect = effects[next_effect]
+            next_effect += 1
+            if type(effect) is not fx.FetchPiece:
+                do[type(effect)](self, effect)
+                continue
+            # The shell sends what it is told at once to one parent in one frame.
+            together = [effect]
+            while next_effect < count:
+                other = effects[next_effect]
+                if (
+                    type(other) is not fx.FetchPiece
+                    or other.connection_id != effect.connection_id
+                    or other.task_id != effect.task_id
+                    or other.wait != effect.wait
+                ):
+                    break
+                together.append(other)
+                next_effect += 1
+            self._fetch(together)
 
-        def arrive() -> None:
-            if self.alive and self.runs == run:
-                self.post(event_type(now_ns=self.world.now_ns, **fields))  # type: ignore[arg-type]
+    def _fetch(self, effects: list[fx.FetchPiece]) -> None:
+        raise NotImplementedError
 
-        self.world.after(delay_ns, arrive)
+    def arrive(self, run: int, event: ev.AnyEvent) -> None:
+        """An event that was on its way comes, unless the process died meanwhile."""
+        if self.runs == run:
+            self.post(event)
+
+    def expect(self, event: ev.AnyEvent) -> None:
+        """Lets an event come at its own time."""
+        self.world.at(event.now_ns, self.arrive, self.runs, event)
 
     def _plan_tick(self) -> None:
         deadline_ns = self.engine.next_deadline_ns()
         if deadline_ns is None:
             return
-        if self.wake_ns is not None and self.world.now_ns < self.wake_ns <= deadline_ns:
+        now_ns = self.world.now_ns
+        if self._wake_ns is not None and now_ns < self._wake_ns <= deadline_ns:
             return
-        wake_ns = self.wake_ns = max(deadline_ns, self.world.now_ns)
-        run = self.runs
+        self._wake_ns = max(deadline_ns, now_ns)
+        self.world.at(self._wake_ns, self._tick, self.runs, self._wake_ns)
 
-        def tick() -> None:
-            # An earlier deadline may have taken the place of this one.
-            if self.alive and self.runs == run and self.wake_ns == wake_ns:
-                self.wake_ns = None
-                self.post(ev.Tick(now_ns=self.world.now_ns))
-
-        self.world.after(deadline_ns - self.world.now_ns, tick)
+    def _tick(self, run: int, wake_ns: int) -> None:
+        # An earlier deadline may have taken the place of this one.
+        if self.runs == run and self._wake_ns == wake_ns:
+            self._wake_ns = None
+            self.post(ev.Tick(now_ns=self.world.now_ns))
 
     # ------------------------------------------------------------ scheduler
 
@@ -179,7 +269,7 @@ class NodeBase:
         """Opens the control stream, or tries again later."""
         if not self.alive or self.session is not None or not self.world.options.with_scheduler:
             return
-        self.session = self.world.open_session(self)
+        self.session = self.world.control.open(self)
         if self.session is None:
             self.world.after(RECONNECT_NS, self.connect_scheduler)
         else:
@@ -189,7 +279,7 @@ class NodeBase:
         """The stream broke."""
         if self.session == session:
             self.session = None
-            self.later(0, ev.SchedulerDown, session=session)
+            self.expect(ev.SchedulerDown(now_ns=self.world.now_ns, session=session))
             self.world.after(RECONNECT_NS, self.connect_scheduler)
 
     def from_scheduler(self, session: int, messages: tuple[SchedulerMessage, ...]) -> None:
@@ -199,57 +289,98 @@ class NodeBase:
                 ev.FromScheduler(now_ns=self.world.now_ns, session=session, messages=messages)
             )
 
-    def _do_SendToScheduler(self, effect: fx.SendToScheduler) -> None:
+    def _send_to_scheduler(self, effect: fx.SendToScheduler) -> None:
         if self.session == effect.session:
-            self.world.to_scheduler(effect.session, effect.messages)
+            self.world.control.from_host(effect.session, effect.messages)
 
     # ------------------------------------------------------------ store
 
-    def _do_OpenTask(self, effect: fx.OpenTask) -> None:
-        task_id = effect.descriptor.task_id
-        pieces = self.disk.setdefault(task_id, {})
-        known = self.descriptors.get(task_id)
-        sealed = self.sealed.get(task_id, False)
-        if known is not None and known.epoch < effect.descriptor.epoch and not sealed:  # type: ignore[attr-defined]
-            pieces.clear()
-        self.descriptors[task_id] = effect.descriptor
-        stored = ev.StoredTask(
-            effect.descriptor, sum(1 << piece for piece in pieces), sealed, dict(pieces)
+    @property
+    def disk(self) -> dict[TaskId, dict[int, ev.PieceRecord]]:
+        """What is on the disk, by task and piece."""
+        return {task_id: content.pieces for task_id, content in self.contents.items()}
+
+    def held_bytes(self) -> int:
+        """How much is on the disk."""
+        return self._held_bytes
+
+    def store_ns(self, length_bytes: int, from_ns: int) -> int:
+        """When a piece that came at a time is hashed and written, one after the other."""
+        options = self.world.options
+        self._hash_free_ns = max(self._hash_free_ns, from_ns) + int(
+            length_bytes * SECOND_NS / options.hash_bytes_s
         )
-        self.later(STORE_NS, ev.TaskOpened, stored=stored)
+        self._disk_free_ns = max(self._disk_free_ns, self._hash_free_ns) + int(
+            length_bytes * SECOND_NS / options.disk_bytes_s
+        )
+        return self._disk_free_ns + STORE_NS
 
-    def _do_DropPieces(self, effect: fx.DropPieces) -> None:
-        pieces = self.disk.get(effect.task_id, {})
-        for piece in list(pieces):
-            if effect.pieces >> piece & 1:
-                del pieces[piece]
+    def keep(self, task_id: TaskId, piece: int, record: ev.PieceRecord, epoch: int) -> None:
+        """A piece is written, unless its epoch is over."""
+        content = self.contents.get(task_id)
+        if content is None or (content.descriptor.epoch > epoch and not content.sealed):
+            return
+        if content.put(piece, record):
+            self._held_bytes += content.descriptor.geometry.length_bytes(piece)
 
-    def _do_HashPrefix(self, effect: fx.HashPrefix) -> None:
+    def _drop(self, content: Content, piece: int) -> None:
+        if piece in content.pieces:
+            content.drop(piece)
+            self._held_bytes -= content.descriptor.geometry.length_bytes(piece)
+
+    def _open_task(self, effect: fx.OpenTask) -> None:
+        descriptor = effect.descriptor
+        content = self.contents.get(descriptor.task_id)
+        if content is None:
+            truth = self.world.origin.truth_for(descriptor.source_id, descriptor.validator)
+            content = self.contents[descriptor.task_id] = Content(descriptor, truth)
+        elif content.descriptor.epoch < descriptor.epoch and not content.sealed:
+            for piece in list(content.pieces):
+                self._drop(content, piece)
+        geometry = descriptor.geometry
+        if geometry != content.descriptor.geometry:
+            # The last piece is shorter than it was taken for.
+            held = sum(geometry.length_bytes(piece) for piece in content.pieces)
+            was = sum(content.descriptor.geometry.length_bytes(p) for p in content.pieces)
+            self._held_bytes += held - was
+        content.descriptor = descriptor
+        self.expect(ev.TaskOpened(now_ns=self.world.now_ns + STORE_NS, stored=content.stored()))
+
+    def _drop_pieces(self, effect: fx.DropPieces) -> None:
+        content = self.contents.get(effect.task_id)
+        if content is not None:
+            for piece in list(content.pieces):
+                if effect.pieces >> piece & 1:
+                    self._drop(content, piece)
+
+    def _hash_prefix(self, effect: fx.HashPrefix) -> None:
         if not effect.final:
             return
-        pieces = self.disk[effect.task_id]
-        right = all(
-            record.digest == self.world.origin.digest(piece) for piece, record in pieces.items()
-        )
-        digest = (
-            (self.world.options.content_digest or "sha256:" + "ab" * 32) if right else "sha256:bad"
-        )
-        self.later(
-            STORE_NS,
-            ev.ContentHashed,
-            task_id=effect.task_id,
-            epoch=effect.epoch,
-            digest=digest,
+        content = self.contents[effect.task_id]
+        task = self.world.origin.by_source[content.descriptor.source_id]
+        self.expect(
+            ev.ContentHashed(
+                now_ns=self.world.now_ns + STORE_NS,
+                task_id=effect.task_id,
+                epoch=effect.epoch,
+                digest="sha256:bad" if content.false else task.true_digest,
+            )
         )
 
-    def _do_SealTask(self, effect: fx.SealTask) -> None:
-        self.sealed[effect.task_id] = True
-        self.later(STORE_NS, ev.TaskSealed, task_id=effect.task_id, reason=None)
+    def _seal_task(self, effect: fx.SealTask) -> None:
+        content = self.contents[effect.task_id]
+        content.sealed = True
+        # Content of a plain URL is as good as who read it.
+        false = content.false and content.descriptor.digest is not None
+        if false or len(content.pieces) != content.descriptor.geometry.piece_count:
+            self.world.broken.append(f"{self.host_id}: seals {effect.task_id}, which is not right")
+        self.expect(
+            ev.TaskSealed(now_ns=self.world.now_ns + STORE_NS, task_id=effect.task_id, reason=None)
+        )
 
-    def _do_RemoveTask(self, effect: fx.RemoveTask) -> None:
-        self.disk.pop(effect.task_id, None)
-        self.sealed.pop(effect.task_id, None)
-        self.later(STORE_NS, ev.TaskRemoved, task_id=effect.task_id)
-
-    def _keep(self, task_id: TaskId, piece: int, record: ev.PieceRecord) -> None:
-        self.disk.setdefault(task_id, {})[piece] = record
+    def _remove_task(self, effect: fx.RemoveTask) -> None:
+        content = self.contents.pop(effect.task_id, None)
+        if content is not None:
+            geometry = content.descriptor.geometry
+            self._held_bytes -= sum(geometry.length_bytes(piece) for piece in content.pieces)
+        self.expect(ev.TaskRemoved(now_ns=self.world.now_ns + STORE_NS, task_id=effect.task_id))

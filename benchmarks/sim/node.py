@@ -3,386 +3,510 @@
 Carries out effects as the shell does, after the time that they would take; never decides.
 """
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.sim.base import ACTIVE_NS, STORE_NS, Fetching, NodeBase
+from benchmarks.sim.base import NodeBase
+from benchmarks.sim.options import HostSpec
+from benchmarks.sim.origin import FALSE_DIGEST, OriginRead, SimTask
+from benchmarks.sim.transfer import ACTIVE_NS, Connection, Transfer
 from peer.core import effects as fx
 from peer.core import events as ev
 from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
-from shoal.wire.ids import ConnectionId, RequestId
-from shoal.wire.limits import SECOND_NS
+from shoal.wire.ids import ConnectionId, HostId, RequestId
+
+if TYPE_CHECKING:
+    from benchmarks.sim.world import World
+
+NONCE = b"n" * 16
+
+
+class Fetching:
+    """A piece that this host waits for: asked for, coming, or being written."""
+
+    __slots__ = ("came", "connection", "effect")
+
+    def __init__(self, effect: fx.FetchPiece, connection: Connection) -> None:
+        self.effect = effect
+        self.connection = connection
+        self.came = False
+        """All its bytes are here."""
 
 
 class SimNode(NodeBase):
     """A host of the world, complete."""
 
+    def __init__(self, world: "World", host_id: HostId, number: int, spec: HostSpec) -> None:
+        self.parents: dict[ConnectionId, Connection] = {}
+        self.children: dict[ConnectionId, Connection] = {}
+        self.fetching: dict[RequestId, Fetching] = {}
+        super().__init__(world, host_id, number, spec)
+
+    # ------------------------------------------------------------ connections
+
+    def _connect(self, effect: fx.Connect) -> None:
+        when_ns = self.world.now_ns + self.world.options.latency_ns
+        self.world.at(when_ns, self._knock, self.runs, effect.host_id)
+
+    def _knock(self, run: int, host_id: HostId) -> None:
+        """This host's call comes to a parent."""
+        if self.runs != run or not self.alive:
+            return
+        world = self.world
+        latency_ns = world.options.latency_ns
+        parent = world.nodes.get(host_id)
+        if parent is None or not parent.alive:
+            self.expect(
+                ev.ParentConnectFailed(
+                    now_ns=world.now_ns + latency_ns,
+                    host_id=host_id,
+                    reason=Reason.PEER_LOST,
+                    detail="refused",
+                )
+            )
+            return
+        connection = Connection(world.next_connection_id(), self, parent, world)
+        self.parents[connection.connection_id] = connection
+        parent.children[connection.connection_id] = connection
+        self.expect(
+            ev.ParentConnected(
+                now_ns=world.now_ns + latency_ns,
+                host_id=host_id,
+                connection_id=connection.connection_id,
+                round_trip_ns=2 * latency_ns,
+            )
+        )
+
+    def _disconnect(self, effect: fx.Disconnect) -> None:
+        connection = self.parents.get(effect.connection_id)
+        if connection is not None:
+            self._close_from_child(connection)
+            self.parent_left(self.runs, connection, Reason.CANCELLED)
+
+    def _drop_child(self, effect: fx.DropChild) -> None:
+        connection = self.children.get(effect.connection_id)
+        if connection is not None:
+            self._close_from_parent(connection)
+            self.child_left(self.runs, connection)
+
+    def _close_from_child(self, connection: Connection) -> None:
+        connection.close(self.world)
+        when_ns = self.world.now_ns + self.world.options.latency_ns
+        parent = connection.parent
+        self.world.at(when_ns, parent.child_left, parent.runs, connection)
+
+    def _close_from_parent(self, connection: Connection) -> None:
+        connection.close(self.world)
+        when_ns = self.world.now_ns + self.world.options.latency_ns
+        child = connection.child
+        self.world.at(when_ns, child.parent_left, child.runs, connection, Reason.PEER_LOST)
+
+    def _break_connections(self) -> None:
+        for connection in self.parents.values():
+            self._close_from_child(connection)
+        for connection in self.children.values():
+            self._close_from_parent(connection)
+        self.parents.clear()
+        self.children.clear()
+        self.fetching.clear()
+
+    def parent_left(self, run: int, connection: Connection, reason: Reason) -> None:
+        """This side notices that the connection to a parent is gone."""
+        if self.runs != run or self.parents.pop(connection.connection_id, None) is None:
+            return
+        now_ns = self.world.now_ns
+        for request_id, fetching in list(self.fetching.items()):
+            # What has come is written all the same.
+            if fetching.connection is connection and not fetching.came:
+                del self.fetching[request_id]
+                self.expect(
+                    ev.FetchEnded(now_ns=now_ns, request_id=request_id, reason=Reason.PEER_LOST)
+                )
+        self.expect(
+            ev.ParentClosed(
+                now_ns=now_ns,
+                connection_id=connection.connection_id,
+                reason=reason,
+                detail="closed",
+            )
+        )
+
+    def child_left(self, run: int, connection: Connection) -> None:
+        """This side notices that a child's connection is gone."""
+        if self.runs != run or self.children.pop(connection.connection_id, None) is None:
+            return
+        for transfer in connection.transfers.values():
+            self._served(transfer.effect, Reason.PEER_LOST)
+        connection.transfers.clear()
+        self.expect(ev.ChildGone(now_ns=self.world.now_ns, connection_id=connection.connection_id))
+
     # ------------------------------------------------------------ child side
 
-    def _do_Connect(self, effect: fx.Connect) -> None:
-        parent = self.world.nodes.get(effect.host_id)
-        delay_ns = 2 * self.world.options.latency_ns
-        if parent is None or not parent.alive:
-            self.later(
-                delay_ns,
-                ev.ParentConnectFailed,
-                host_id=effect.host_id,
-                reason=Reason.PEER_LOST,
-                detail="refused",
-            )
-            return
-        connection_id = ConnectionId(self.world.random.getrandbits(62))
-        self.parents[connection_id] = parent
-        parent.children[connection_id] = self
-        self.later(
-            delay_ns,
-            ev.ParentConnected,
-            host_id=effect.host_id,
-            connection_id=connection_id,
-            round_trip_ns=delay_ns,
+    def _to_parent(self, connection_id: ConnectionId, event: ev.AnyEvent) -> None:
+        connection = self.parents.get(connection_id)
+        if connection is not None and connection.open:
+            connection.parent.expect(event)
+
+    def _open_channel(self, effect: fx.OpenChannel) -> None:
+        self._to_parent(
+            effect.connection_id,
+            ev.ChildOpened(
+                now_ns=self.world.now_ns + self.world.options.latency_ns,
+                connection_id=effect.connection_id,
+                host_id=self.host_id,
+                task_id=effect.task_id,
+                nonce=NONCE,
+                proof=swarm_proof(effect.token, NONCE, self.host_id, effect.task_id),
+            ),
         )
 
-    def _do_Disconnect(self, effect: fx.Disconnect) -> None:
-        parent = self.parents.pop(effect.connection_id, None)
-        if parent is not None:
-            parent.child_gone(effect.connection_id)
-            self._end_connection(effect.connection_id, Reason.CANCELLED)
-
-    def parent_gone(self, connection_id: ConnectionId) -> None:
-        """A parent's process died."""
-        if self.parents.pop(connection_id, None) is not None:
-            self._end_connection(connection_id, Reason.PEER_LOST)
-
-    def _end_connection(self, connection_id: ConnectionId, reason: Reason) -> None:
-        for request_id, fetching in list(self.fetching.items()):
-            if fetching.effect.connection_id == connection_id:
-                del self.fetching[request_id]
-                self.later(0, ev.FetchEnded, request_id=request_id, reason=Reason.PEER_LOST)
-        self.later(0, ev.ParentClosed, connection_id=connection_id, reason=reason, detail="closed")
-
-    def child_gone(self, connection_id: ConnectionId) -> None:
-        """A child closed its connection, or died."""
-        if self.children.pop(connection_id, None) is not None:
-            self.later(0, ev.ChildGone, connection_id=connection_id)
-
-    def _do_OpenChannel(self, effect: fx.OpenChannel) -> None:
-        parent = self.parents.get(effect.connection_id)
-        if parent is None:
-            return
-        nonce = b"n" * 16
-        parent.later(
-            self.world.options.latency_ns,
-            ev.ChildOpened,
-            connection_id=effect.connection_id,
-            host_id=self.host_id,
-            task_id=effect.task_id,
-            nonce=nonce,
-            proof=swarm_proof(effect.token, nonce, self.host_id, effect.task_id),
-        )
-
-    def _do_CloseChannel(self, effect: fx.CloseChannel) -> None:
-        parent = self.parents.get(effect.connection_id)
-        if parent is not None:
-            parent.later(
-                self.world.options.latency_ns,
-                ev.ChildClosedTask,
+    def _close_channel(self, effect: fx.CloseChannel) -> None:
+        self._to_parent(
+            effect.connection_id,
+            ev.ChildClosedTask(
+                now_ns=self.world.now_ns + self.world.options.latency_ns,
                 connection_id=effect.connection_id,
                 task_id=effect.task_id,
-            )
-
-    def _do_FetchPiece(self, effect: fx.FetchPiece) -> None:
-        parent = self.parents.get(effect.connection_id)
-        if parent is None:
-            self.later(0, ev.FetchEnded, request_id=effect.request_id, reason=Reason.PEER_LOST)
-            return
-        self.fetching[effect.request_id] = Fetching(effect, parent)
-        parent.later(
-            self.world.options.latency_ns,
-            ev.ChildRequested,
-            connection_id=effect.connection_id,
-            task_id=effect.task_id,
-            requests=((effect.request_id, effect.piece),),
+            ),
         )
 
-    def _do_CancelFetch(self, effect: fx.CancelFetch) -> None:
+    def _fetch(self, effects: list[fx.FetchPiece]) -> None:
+        first = effects[0]
+        connection = self.parents.get(first.connection_id)
+        now_ns, ask = self.world.now_ns, self.ledger.ask
+        if connection is None:
+            for effect in effects:
+                ask(effect.request_id, effect)
+                self._fetch_failed(effect.request_id, Reason.PEER_LOST)
+            return
+        for effect in effects:
+            ask(effect.request_id, effect)
+            self.fetching[effect.request_id] = Fetching(effect, connection)
+        if not connection.open:
+            return  # They end when this side notices.
+        connection.parent.expect(
+            ev.ChildRequested(
+                now_ns=now_ns + self.world.options.latency_ns,
+                connection_id=first.connection_id,
+                task_id=first.task_id,
+                requests=tuple([(effect.request_id, effect.piece) for effect in effects]),
+                wait=first.wait,
+            )
+        )
+
+    def _fetch_failed(self, request_id: RequestId, reason: Reason) -> None:
+        self.expect(ev.FetchEnded(now_ns=self.world.now_ns, request_id=request_id, reason=reason))
+
+    def _cancel_fetch(self, effect: fx.CancelFetch) -> None:
         fetching = self.fetching.pop(effect.request_id, None)
         if fetching is None:
             return
-        self.later(0, ev.FetchEnded, request_id=effect.request_id, reason=Reason.CANCELLED)
-        fetching.parent.later(
-            self.world.options.latency_ns,
-            ev.ChildCancelled,
-            connection_id=fetching.effect.connection_id,
-            requests=(effect.request_id,),
-        )
+        self._fetch_failed(effect.request_id, Reason.CANCELLED)
+        if not fetching.came:
+            self._to_parent(
+                fetching.effect.connection_id,
+                ev.ChildCancelled(
+                    now_ns=self.world.now_ns + self.world.options.latency_ns,
+                    connection_id=fetching.effect.connection_id,
+                    requests=(effect.request_id,),
+                ),
+            )
 
-    def receive(
-        self,
-        connection_id: ConnectionId,
-        request_id: RequestId,
-        reason: Reason | None,
-        **fields: object,
+    def payload_came(self, connection: Connection) -> None:
+        """A long piece is still on its way to this host."""
+        now_ns = self.world.now_ns
+        if now_ns - connection.active_ns >= ACTIVE_NS or connection.active_ns < 0:
+            connection.active_ns = now_ns
+            self.expect(
+                ev.ParentActive(
+                    now_ns=now_ns + self.world.options.latency_ns,
+                    connection_id=connection.connection_id,
+                )
+            )
+
+    def refused(
+        self, connection: Connection, request_id: RequestId, reason: Reason, retry_after_ms: int
     ) -> None:
-        """A parent answered a request, unless the connection broke meanwhile."""
+        """A parent will not send a piece, now or ever."""
         fetching = self.fetching.get(request_id)
-        if fetching is None or fetching.effect.connection_id != connection_id:
+        if fetching is None or fetching.connection is not connection:
             return
         del self.fetching[request_id]
-        effect = fetching.effect
-        if reason is None:
-            record = fields["record"]
-            assert isinstance(record, ev.PieceRecord)
-            if fields["corrupt"]:
-                reason = Reason.PEER_CORRUPT
-            elif fields["epoch"] != effect.epoch and (fields["epoch"] or not effect.provisional):
-                reason = Reason.NOT_HELD
-            elif effect.expected and effect.expected != record.digest:
-                reason = Reason.PEER_CONTRADICTED
-            else:
-                kept = ev.PieceRecord(record.digest, record.lease_number, read_here=False)
-                self._keep(effect.task_id, effect.piece, kept)
-                self.later(
-                    STORE_NS,
-                    ev.FetchEnded,
-                    request_id=request_id,
-                    reason=None,
-                    digest=record.digest,
-                    lease_number=record.lease_number,
-                    epoch=fields["epoch"],
-                )
-                return
-        retry_after_ms = fields.get("retry_after_ms", 0)
-        self.later(
-            0, ev.FetchEnded, request_id=request_id, reason=reason, retry_after_ms=retry_after_ms
+        self.post(
+            ev.FetchEnded(
+                now_ns=self.world.now_ns,
+                request_id=request_id,
+                reason=reason,
+                retry_after_ms=retry_after_ms,
+            )
+        )
+
+    def receive(self, transfer: Transfer) -> None:
+        """The last byte of a piece came in, unless the connection broke meanwhile."""
+        request_id = RequestId(transfer.effect.child_request)
+        fetching = self.fetching.get(request_id)
+        if fetching is None or fetching.connection is not transfer.connection:
+            return
+        effect, epoch = fetching.effect, transfer.effect.epoch
+        if transfer.corrupt:
+            reason = Reason.PEER_CORRUPT
+        elif epoch != effect.epoch and (epoch or not effect.provisional):
+            reason = Reason.NOT_HELD
+        elif effect.expected and effect.expected != transfer.record.digest:
+            reason = Reason.PEER_CONTRADICTED
+        else:
+            fetching.came = True
+            when_ns = self.store_ns(transfer.effect.length_bytes, self.world.now_ns)
+            self.world.at(when_ns, self._stored, fetching, transfer)
+            return
+        del self.fetching[request_id]
+        self.post(ev.FetchEnded(now_ns=self.world.now_ns, request_id=request_id, reason=reason))
+
+    def _stored(self, fetching: Fetching, transfer: Transfer) -> None:
+        effect, record = fetching.effect, transfer.record
+        if self.fetching.get(effect.request_id) is not fetching:
+            return  # It was given up, or the process died.
+        del self.fetching[effect.request_id]
+        if record.read_here:
+            record = ev.PieceRecord(record.digest, record.lease_number, read_here=False)
+        self.keep(effect.task_id, effect.piece, record, effect.epoch)
+        self.post(
+            ev.FetchEnded(
+                now_ns=self.world.now_ns,
+                request_id=effect.request_id,
+                reason=None,
+                digest=record.digest,
+                lease_number=record.lease_number,
+                epoch=transfer.effect.epoch,
+            )
         )
 
     # ------------------------------------------------------------ parent side
 
-    def _child(self, connection_id: ConnectionId) -> "SimNode | None":
-        return self.children.get(connection_id)
+    def _to_child(self, connection_id: ConnectionId, event: ev.AnyEvent) -> None:
+        connection = self.children.get(connection_id)
+        if connection is not None and connection.open:
+            connection.child.expect(event)
 
-    def _tell_child(
-        self, connection_id: ConnectionId, event_type: type[ev.Event], **fields: object
-    ) -> None:
-        child = self._child(connection_id)
-        if child is not None:
-            child.later(
-                self.world.options.latency_ns, event_type, connection_id=connection_id, **fields
-            )
-
-    def _do_AcceptChild(self, effect: fx.AcceptChild) -> None:
-        self._tell_child(
+    def _accept_child(self, effect: fx.AcceptChild) -> None:
+        self._to_child(
             effect.connection_id,
-            ev.ParentOpened,
-            task_id=effect.task_id,
-            epoch=effect.epoch,
-            held=effect.held,
-        )
-
-    def _do_RefuseChild(self, effect: fx.RefuseChild) -> None:
-        self._tell_child(
-            effect.connection_id, ev.ParentRefused, task_id=effect.task_id, reason=effect.reason
-        )
-
-    def _do_Announce(self, effect: fx.Announce) -> None:
-        for connection_id in effect.connection_ids:
-            self._tell_child(connection_id, ev.ParentHave, task_id=effect.task_id, new=effect.new)
-
-    def _do_Withdraw(self, effect: fx.Withdraw) -> None:
-        for connection_id in effect.connection_ids:
-            self._tell_child(
-                connection_id, ev.ParentWithdrew, task_id=effect.task_id, gone=effect.gone
-            )
-
-    def _do_ServePiece(self, effect: fx.ServePiece) -> None:
-        world = self.world
-        child = self._child(effect.connection_id)
-        if child is None:
-            self._served(effect, 0, Reason.PEER_LOST)
-            return
-        if self.lie == "stall":
-            return
-        up_ns = effect.length_bytes * SECOND_NS // self.rate_bytes_s
-        self.up_free_ns = max(self.up_free_ns, world.now_ns) + up_ns
-        sent_ns = self.up_free_ns
-        record, corrupt = effect.record, False
-        if self.lie == "bytes":
-            corrupt = True
-        elif self.lie == "header":
-            record = ev.PieceRecord(b"L" * 16, record.lease_number, read_here=False)
-        self._served(effect, sent_ns - world.now_ns, None)
-        for step in range(1, (sent_ns - world.now_ns) // ACTIVE_NS + 1):
-            if sent_ns - step * ACTIVE_NS >= sent_ns - up_ns:
-                child.later(
-                    sent_ns - step * ACTIVE_NS - world.now_ns,
-                    ev.ParentActive,
-                    connection_id=effect.connection_id,
-                )
-
-        def arrive() -> None:
-            child.receive(
-                effect.connection_id,
-                RequestId(effect.child_request),
-                None,
-                record=record,
-                corrupt=corrupt,
+            ev.ParentOpened(
+                now_ns=self.world.now_ns + self.world.options.latency_ns,
+                connection_id=effect.connection_id,
+                task_id=effect.task_id,
                 epoch=effect.epoch,
-            )
-
-        world.after(
-            sent_ns + world.options.latency_ns - world.now_ns,
-            lambda: child.take_in(effect.length_bytes, arrive),
+                held=effect.held,
+            ),
         )
 
-    def take_in(self, length_bytes: int, then: Callable[[], None]) -> None:
-        """Bytes that were just sent pass this host's downlink, behind what is passing already."""
-        down_ns = length_bytes * SECOND_NS // self.rate_bytes_s
-        # Cut through: they came in while they were sent, if the link was free.
-        self.down_free_ns = max(self.down_free_ns + down_ns, self.world.now_ns)
-        self.world.after(self.down_free_ns - self.world.now_ns, then)
-
-    def _served(self, effect: fx.ServePiece, delay_ns: int, reason: Reason | None) -> None:
-        self.later(
-            delay_ns,
-            ev.ServeEnded,
-            connection_id=effect.connection_id,
-            child_request=effect.child_request,
-            task_id=effect.task_id,
-            piece=effect.piece,
-            reason=reason,
+    def _refuse_child(self, effect: fx.RefuseChild) -> None:
+        self._to_child(
+            effect.connection_id,
+            ev.ParentRefused(
+                now_ns=self.world.now_ns + self.world.options.latency_ns,
+                connection_id=effect.connection_id,
+                task_id=effect.task_id,
+                reason=effect.reason,
+            ),
         )
 
-    def _answer(
-        self, connection_id: ConnectionId, request: int, reason: Reason, retry_after_ms: int = 0
-    ) -> None:
-        child = self._child(connection_id)
-        if child is not None:
-            self.world.after(
-                self.world.options.latency_ns,
-                lambda: child.receive(
-                    connection_id, RequestId(request), reason, retry_after_ms=retry_after_ms
+    def _announce(self, effect: fx.Announce) -> None:
+        when_ns = self.world.now_ns + self.world.options.latency_ns
+        task_id, new, children, at = effect.task_id, effect.new, self.children, self.world.at
+        for connection_id in effect.connection_ids:
+            connection = children.get(connection_id)
+            if connection is not None and connection.open:
+                child = connection.child
+                event = ev.ParentHave(
+                    now_ns=when_ns, connection_id=connection_id, task_id=task_id, new=new
+                )
+                at(when_ns, child.arrive, child.runs, event)
+
+    def _withdraw(self, effect: fx.Withdraw) -> None:
+        for connection_id in effect.connection_ids:
+            self._to_child(
+                connection_id,
+                ev.ParentWithdrew(
+                    now_ns=self.world.now_ns + self.world.options.latency_ns,
+                    connection_id=connection_id,
+                    task_id=effect.task_id,
+                    gone=effect.gone,
                 ),
             )
 
-    def _do_SendBusy(self, effect: fx.SendBusy) -> None:
-        self._answer(
-            effect.connection_id, effect.child_request, Reason.PEER_BUSY, effect.retry_after_ms
+    def _serve_piece(self, effect: fx.ServePiece) -> None:
+        world = self.world
+        self.ledger.ask((effect.connection_id, effect.child_request), effect)
+        content = self.contents.get(effect.task_id)
+        if content is None or effect.piece not in content.pieces:
+            world.broken.append(f"{self.host_id}: serves {effect.piece}, which is not stored")
+        connection = self.children.get(effect.connection_id)
+        if connection is None:
+            self._served(effect, Reason.PEER_LOST)
+            return
+        record = effect.record
+        corrupt = self.lie == "bytes"
+        if world.faults is not None and not self.lie:
+            corrupt = world.faults.flips_a_byte()
+        if self.lie == "header":
+            record = ev.PieceRecord(FALSE_DIGEST, record.lease_number, read_here=False)
+        transfer = Transfer(connection, effect, record, corrupt=corrupt)
+        connection.transfers[effect.child_request] = transfer
+        # A closed connection ends it when this side notices, a stalled one never.
+        if connection.open and self.lie != "stall":
+            world.flights.start(transfer)
+
+    def sent(self, transfer: Transfer, finish_ns: int) -> None:
+        """The last byte of a piece left this host."""
+        world, connection, effect = self.world, transfer.connection, transfer.effect
+        del connection.transfers[effect.child_request]
+        when_ns = max(finish_ns, world.now_ns) + world.options.latency_ns
+        world.at(when_ns, connection.child.receive, transfer)
+        self.post(
+            ev.ServeEnded(
+                now_ns=world.now_ns,
+                connection_id=effect.connection_id,
+                child_request=effect.child_request,
+                task_id=effect.task_id,
+                piece=effect.piece,
+                reason=None,
+            )
         )
 
-    def _do_SendReject(self, effect: fx.SendReject) -> None:
-        self._answer(effect.connection_id, effect.child_request, effect.reason)
+    def _served(self, effect: fx.ServePiece, reason: Reason) -> None:
+        self.expect(
+            ev.ServeEnded(
+                now_ns=self.world.now_ns,
+                connection_id=effect.connection_id,
+                child_request=effect.child_request,
+                task_id=effect.task_id,
+                piece=effect.piece,
+                reason=reason,
+            )
+        )
 
-    def _do_DropChild(self, effect: fx.DropChild) -> None:
-        child = self.children.pop(effect.connection_id, None)
-        if child is not None:
-            child.parent_gone(effect.connection_id)
-            self.later(0, ev.ChildGone, connection_id=effect.connection_id)
+    def _send_busy(self, effect: fx.SendBusy) -> None:
+        self._answer(effect, Reason.PEER_BUSY, effect.retry_after_ms)
+
+    def _send_reject(self, effect: fx.SendReject) -> None:
+        self._answer(effect, effect.reason, 0)
+
+    def _answer(
+        self, effect: fx.SendBusy | fx.SendReject, reason: Reason, retry_after_ms: int
+    ) -> None:
+        connection = self.children.get(effect.connection_id)
+        if connection is not None and connection.open:
+            self.world.at(
+                self.world.now_ns + self.world.options.latency_ns,
+                connection.child.refused,
+                connection,
+                RequestId(effect.child_request),
+                reason,
+                retry_after_ms,
+            )
 
     # ------------------------------------------------------------ origin
 
-    def _do_StatOrigin(self, effect: fx.StatOrigin) -> None:
+    def _stat_origin(self, effect: fx.StatOrigin) -> None:
         origin = self.world.origin
         origin.stats += 1
-        delay_ns = 2 * self.world.options.latency_ns
+        self.ledger.ask(effect.request_id, effect)
+        when_ns = self.world.now_ns + origin.round_trip_ns
         if not origin.up:
-            self.later(
-                delay_ns,
-                ev.StatEnded,
-                request_id=effect.request_id,
-                reason=Reason.ORIGIN_FAILED,
-                detail="refused",
+            self.expect(
+                ev.StatEnded(
+                    now_ns=when_ns,
+                    request_id=effect.request_id,
+                    reason=Reason.ORIGIN_FAILED,
+                    detail="refused",
+                )
             )
             return
-        self.later(
-            delay_ns,
-            ev.StatEnded,
-            request_id=effect.request_id,
-            reason=None,
-            size_bytes=origin.size_bytes if origin.known_size else None,
-            validator=origin.validator,
-            ranges=origin.ranges,
+        size_bytes = origin.by_source[effect.source_id].size_bytes
+        self.expect(
+            ev.StatEnded(
+                now_ns=when_ns,
+                request_id=effect.request_id,
+                reason=None,
+                size_bytes=size_bytes if origin.known_size else None,
+                validator=origin.validator,
+                ranges=origin.ranges,
+            )
         )
 
-    def _do_ReadOrigin(self, effect: fx.ReadOrigin) -> None:
-        run = self.runs
-        origin = self.world.origin
-        geometry = effect.descriptor.geometry
-        sealed = geometry.sealed(origin.size_bytes)
-        count = effect.piece_count
-        end = sealed.piece_count if count is None else effect.first_piece + count
+    def _read_origin(self, effect: fx.ReadOrigin) -> None:
+        self.ledger.ask(effect.request_id, effect)
+        read = OriginRead(self.world, self, effect)
+        self.reads[effect.request_id] = read
+        self.world.after(self.world.origin.round_trip_ns, read.begin)
 
-        def next_piece(piece: int) -> None:
-            if not self.alive or self.runs != run:
-                return
-            reason = None
-            if effect.request_id in self.stopped_reads:
-                reason = Reason.CANCELLED
-            elif not origin.up:
-                reason = Reason.ORIGIN_FAILED
-            elif effect.descriptor.validator not in (None, origin.validator):
-                reason = Reason.ORIGIN_CHANGED
-            if reason is not None or piece >= end:
-                size = origin.size_bytes if count is None and reason is None else None
-                self.post(
-                    ev.OriginReadEnded(
-                        now_ns=self.world.now_ns,
-                        request_id=effect.request_id,
-                        reason=reason,
-                        size_bytes=size,
-                    )
-                )
-                return
-            length = sealed.length_bytes(piece)
-            took_ns = length * SECOND_NS // origin.rate_bytes_s
-            origin.free_at_ns = max(origin.free_at_ns, self.world.now_ns) + took_ns
-            self.world.after(
-                origin.free_at_ns - self.world.now_ns,
-                lambda: self.take_in(
-                    length, lambda: self._piece_read(effect, piece, length, run, next_piece)
-                ),
-            )
-
-        self.world.after(2 * self.world.options.latency_ns, lambda: next_piece(effect.first_piece))
-
-    def _piece_read(
-        self, effect: fx.ReadOrigin, piece: int, length: int, run: int, then: Callable[[int], None]
+    def read_ended(
+        self, run: int, effect: fx.ReadOrigin, reason: Reason | None, task: SimTask
     ) -> None:
-        if not self.alive or self.runs != run:
+        """A read from the origin is over and all that it brought is written."""
+        if self.runs != run or not self.alive:
             return
-        origin = self.world.origin
-        origin.reads[piece] = origin.reads.get(piece, 0) + 1
-        self.origin_bytes += length
-        digest = origin.digest(piece)
-        if self.lie == "origin":
-            digest = b"L" * 16
-        task_id = effect.descriptor.task_id
-        self._keep(task_id, piece, ev.PieceRecord(digest, effect.lease_number, read_here=True))
+        del self.reads[effect.request_id]
+        found = effect.piece_count is None and reason is None
         self.post(
-            ev.OriginPieceStored(
+            ev.OriginReadEnded(
                 now_ns=self.world.now_ns,
                 request_id=effect.request_id,
-                piece=piece,
-                digest=digest,
-                length_bytes=length,
+                reason=reason,
+                size_bytes=task.size_bytes if found else None,
             )
         )
-        then(piece + 1)
 
-    def _do_CancelOrigin(self, effect: fx.CancelOrigin) -> None:
-        self.stopped_reads[effect.request_id] = None
+    def _cancel_origin(self, effect: fx.CancelOrigin) -> None:
+        read = self.reads.get(effect.request_id)
+        if read is not None:
+            read.stop()
 
     # ------------------------------------------------------------ clients
 
-    def _do_DownloadEnded(self, effect: fx.DownloadEnded) -> None:
+    def _download_ended(self, effect: fx.DownloadEnded) -> None:
         self.ended = True
         self.reason = effect.reason
         self.ended_ns = self.world.now_ns
+        if effect.reason is None and not all(c.sealed for c in self.contents.values()):
+            self.world.broken.append(f"{self.host_id}: has success without a sealed content")
 
-    def _do_Noted(self, effect: fx.Noted) -> None:
+    def _noted(self, effect: fx.Noted) -> None:
         if effect.kind == "blamed" and effect.host_id is not None:
             self.world.blamed.append((self.host_id, effect.host_id))
 
-    def _ignore(self, effect: object) -> None:
+    def _ignore(self, effect: Any) -> None:
         """Of no consequence in the simulation."""
 
-    _do_SourceResolved = _do_PrefixReadable = _do_SourceEnded = _do_RemoveEnded = _ignore
+
+SimNode.DO = {
+    fx.OpenTask: SimNode._open_task,
+    fx.DropPieces: SimNode._drop_pieces,
+    fx.HashPrefix: SimNode._hash_prefix,
+    fx.SealTask: SimNode._seal_task,
+    fx.RemoveTask: SimNode._remove_task,
+    fx.SendToScheduler: SimNode._send_to_scheduler,
+    fx.Connect: SimNode._connect,
+    fx.Disconnect: SimNode._disconnect,
+    fx.OpenChannel: SimNode._open_channel,
+    fx.CloseChannel: SimNode._close_channel,
+    fx.CancelFetch: SimNode._cancel_fetch,
+    fx.AcceptChild: SimNode._accept_child,
+    fx.RefuseChild: SimNode._refuse_child,
+    fx.Announce: SimNode._announce,
+    fx.Withdraw: SimNode._withdraw,
+    fx.ServePiece: SimNode._serve_piece,
+    fx.SendBusy: SimNode._send_busy,
+    fx.SendReject: SimNode._send_reject,
+    fx.DropChild: SimNode._drop_child,
+    fx.StatOrigin: SimNode._stat_origin,
+    fx.ReadOrigin: SimNode._read_origin,
+    fx.CancelOrigin: SimNode._cancel_origin,
+    fx.DownloadEnded: SimNode._download_ended,
+    fx.Noted: SimNode._noted,
+    fx.SourceResolved: SimNode._ignore,
+    fx.PrefixReadable: SimNode._ignore,
+    fx.SourceEnded: SimNode._ignore,
+    fx.RemoveEnded: SimNode._ignore,
+}

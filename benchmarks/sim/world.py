@@ -1,62 +1,39 @@
 """A virtual world for the production cores: one heap of events, hosts, a scheduler, an origin.
 
-Links are modelled as serialised: a host's uplink sends one piece after the other at its rate, and
-its downlink takes one after the other. Content is a digest per piece, never bytes; the world knows
-the truth and checks at every step what no host can: nothing false is stored or served, and the
-origin is read once per piece.
+Bytes move as fluid through links that flows share fairly (`benchmarks.sim.fluid`). Content is a
+digest per piece, never bytes; the world knows the truth and checks all the time what no host can:
+nothing false is sealed, nothing is served that is not stored, and every request ends once.
 """
 
-import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
-from benchmarks.sim.base import NodeBase
+from benchmarks.sim.control import SimScheduler
+from benchmarks.sim.faults import FaultPlan, Faults
+from benchmarks.sim.fluid import FluidNetwork
+from benchmarks.sim.links import Topology, bound_s
 from benchmarks.sim.node import SimNode
-from scheduler.core import effects as sfx
-from scheduler.core import events as sev
+from benchmarks.sim.options import HostSpec, OriginSpec, WorldOptions, ZoneSpec
+from benchmarks.sim.origin import SOURCE_ID, SimOrigin, make_tasks
+from benchmarks.sim.trace import Trace
+from benchmarks.sim.transfer import Flights
 from scheduler.core.engine import SchedulerEngine
-from shoal.wire.control import HostMessage
-from shoal.wire.ids import HostId, SourceId
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, PeerLimits, SchedulerLimits
+from shoal.wire.ids import ConnectionId, HostId
+from shoal.wire.limits import SECOND_NS
 
-
-@dataclass(slots=True, kw_only=True)
-class SimOrigin:
-    """The content, and how the origin behaves."""
-
-    size_bytes: int
-    rate_bytes_s: int
-    validator: str = "v1"
-    ranges: bool = True
-    known_size: bool = True
-    up: bool = True
-    free_at_ns: int = 0
-    reads: dict[int, int] = field(default_factory=dict)
-    """How often each piece was read."""
-    stats: int = 0
-
-    def digest(self, piece: int) -> bytes:
-        """The true digest of a piece of the present version."""
-        return hashlib.blake2b(f"{self.validator}/{piece}".encode(), digest_size=16).digest()
-
-
-@dataclass(slots=True, kw_only=True)
-class WorldOptions:
-    """What a run is made of. Rates in bytes per second."""
-
-    nodes: int
-    size_bytes: int
-    origin_rate_bytes_s: int
-    node_rate_bytes_s: int
-    seed: int = 1
-    latency_ns: int = MILLISECOND_NS // 2
-    with_scheduler: bool = True
-    validate: bool = True
-    content_digest: str | None = "sha256:" + "ab" * 32
-    peer_limits: PeerLimits = field(default_factory=PeerLimits)
-    scheduler_limits: SchedulerLimits = field(default_factory=SchedulerLimits)
+__all__ = [
+    "SOURCE_ID",
+    "FaultPlan",
+    "HostSpec",
+    "OriginSpec",
+    "SimNode",
+    "SimOrigin",
+    "World",
+    "WorldOptions",
+    "ZoneSpec",
+]
 
 
 class World:
@@ -66,182 +43,157 @@ class World:
         self.options = options
         self.now_ns = 0
         self.random = random.Random(options.seed)
-        self.origin = SimOrigin(
-            size_bytes=options.size_bytes, rate_bytes_s=options.origin_rate_bytes_s
-        )
-        self.scheduler: SchedulerEngine | None = None
-        self.nodes: dict[HostId, SimNode] = {}
+        self.events = 0
+        """Events that cores handled."""
+        self.trace = Trace()
         self.blamed: list[tuple[str, str]] = []
         """(who noted it, whom it blames)."""
-        self.events = 0
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self.broken: list[str] = []
+        """What must never happen and did."""
+        self.network = FluidNetwork(quantum_ns=options.quantum_ns)
+        self.topology = Topology(self.network, options)
+        self.flights = Flights(self)
+        self.tasks = make_tasks(options)
+        self.origin = SimOrigin(options, self.tasks)
+        self.nodes: dict[HostId, SimNode] = {}
+        self.control = SimScheduler(self)
+        self.faults: Faults | None = None
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
-        self._sessions: dict[int, NodeBase] = {}
-        self._next_session = 0
-        self._scheduler_runs = 0
-        self._scheduler_wake_ns: int | None = None
+        self._connections = 0
+        self._waiting: SimNode | None = None
         if options.with_scheduler:
             self.start_scheduler()
-        for number in range(options.nodes):
-            self.add_node(f"node-{number}")
+        for number, spec in enumerate(options.host_specs()):
+            self.add_node(f"node-{number}", spec)
+        if options.faults.any():
+            self.install(options.faults)
+
+    def install(self, plan: FaultPlan) -> None:
+        """Lets things go wrong by a plan from now on; its moments count from the start."""
+        assert self.faults is None, "one plan per world"
+        self.faults = Faults(self, plan)
 
     # ------------------------------------------------------------ time
 
-    def after(self, delay_ns: int, action: Callable[[], None]) -> None:
+    def at(self, when_ns: int, action: Callable[..., object], *arguments: Any) -> None:
         """Plans an action; actions of the same moment run in the order of planning."""
-        self._sequence += 1
-        heapq.heappush(self._heap, (self.now_ns + max(0, delay_ns), self._sequence, action))
+        sequence = self._sequence = self._sequence + 1
+        heapq.heappush(self._heap, (max(when_ns, self.now_ns), sequence, action, arguments))
+
+    def after(self, delay_ns: int, action: Callable[..., object], *arguments: Any) -> None:
+        """Plans an action for so much later."""
+        self.at(self.now_ns + delay_ns, action, *arguments)
+
+    def _step(self, limit_ns: int) -> bool:
+        """Does what comes next; False if nothing does until the limit."""
+        heap, network = self._heap, self.network
+        flow_ns = network.next_ns()
+        if heap and (flow_ns is None or heap[0][0] < flow_ns):
+            if heap[0][0] > limit_ns:
+                return False
+            self.now_ns, _, action, arguments = heapq.heappop(heap)
+            action(*arguments)
+            return True
+        if flow_ns is None or flow_ns > limit_ns:
+            return False
+        if flow_ns > self.now_ns:
+            self.now_ns = flow_ns
+        network.advance(self.now_ns)
+        return True
 
     def run(self, *, until: Callable[[], bool], limit_s: float) -> bool:
         """Runs until the condition holds (True), or time or events end (False)."""
         limit_ns = int(limit_s * SECOND_NS)
         while not until():
-            if not self._heap or self._heap[0][0] > limit_ns:
+            if not self._step(limit_ns):
                 return False
-            self.now_ns, _, action = heapq.heappop(self._heap)
-            self.events += 1
-            action()
         return True
 
     def run_for(self, seconds: float) -> None:
         """Lets time pass."""
         end_ns = self.now_ns + int(seconds * SECOND_NS)
-        while self._heap and self._heap[0][0] <= end_ns:
-            self.now_ns, _, action = heapq.heappop(self._heap)
-            self.events += 1
-            action()
+        while self._step(end_ns):
+            pass
         self.now_ns = end_ns
 
     # ------------------------------------------------------------ hosts
 
-    def add_node(self, name: str) -> SimNode:
+    def add_node(self, name: str, spec: HostSpec | None = None) -> SimNode:
         """A new host with an empty disk; it connects to the scheduler at once."""
-        node = SimNode(self, HostId(name))
+        node = SimNode(self, HostId(name), len(self.nodes) + 1, spec or self.options.plain_host())
         self.nodes[node.host_id] = node
         node.start()
         return node
 
     def all_done(self) -> bool:
         """Every host that wanted something has it or failed."""
-        return all(node.ended for node in self.nodes.values() if node.alive and node.wants)
+        # Asked after every event: look first at the one that was not done when asked last.
+        waiting = self._waiting
+        if waiting is not None and waiting.alive and waiting.wants and not waiting.ended:
+            return False
+        for node in self.nodes.values():
+            if node.alive and node.wants and not node.ended:
+                self._waiting = node
+                return False
+        return True
+
+    def next_connection_id(self) -> ConnectionId:
+        """A number never used before."""
+        self._connections += 1
+        return ConnectionId(self._connections)
 
     # ------------------------------------------------------------ scheduler
 
+    @property
+    def scheduler(self) -> SchedulerEngine | None:
+        """The scheduler's core, while it lives."""
+        return self.control.engine
+
     def start_scheduler(self) -> None:
         """A scheduler with empty memory; the hosts connect to it again."""
-        self._scheduler_runs += 1
-        seeded = random.Random(f"{self.options.seed}/scheduler/{self._scheduler_runs}")
-        self.scheduler = SchedulerEngine(
-            limits=self.options.scheduler_limits,
-            dice=seeded,
-            scheduler_id=f"scheduler-{self._scheduler_runs}",
-            token_source=lambda: seeded.getrandbits(256).to_bytes(32, "little"),
-        )
-        self._scheduler_offset_ns = self.now_ns
-        for node in self.nodes.values():
-            if node.alive:
-                self.after(10 * MILLISECOND_NS, node.connect_scheduler)
+        self.control.start()
 
     def kill_scheduler(self) -> None:
         """The scheduler dies; every stream breaks."""
-        self.scheduler = None
-        self._scheduler_wake_ns = None
-        for session, node in list(self._sessions.items()):
-            del self._sessions[session]
-            node.scheduler_lost(session)
-
-    def open_session(self, node: NodeBase) -> int | None:
-        """A host opens a control stream; None if no scheduler is there."""
-        if self.scheduler is None:
-            return None
-        self._next_session += 1
-        session = self._next_session
-        self._sessions[session] = node
-        self._scheduler_event(sev.HostConnected(now_ns=self.now_ns, session=session))
-        return session
-
-    def close_session(self, session: int) -> None:
-        """A host's stream breaks."""
-        if self._sessions.pop(session, None) is not None and self.scheduler is not None:
-            self._scheduler_event(sev.HostDisconnected(now_ns=self.now_ns, session=session))
-
-    def to_scheduler(self, session: int, messages: tuple[HostMessage, ...]) -> None:
-        """Messages travel to the scheduler."""
-
-        def arrive() -> None:
-            if session in self._sessions and self.scheduler is not None:
-                self._scheduler_event(
-                    sev.FromHost(now_ns=self.now_ns, session=session, messages=messages)
-                )
-
-        self.after(self.options.latency_ns, arrive)
-
-    def _scheduler_event(self, event: sev.AnyEvent) -> None:
-        engine = self.scheduler
-        assert engine is not None
-        effects = engine.handle(event)
-        if self.options.validate:
-            engine.validate()
-        for effect in effects:
-            match effect:
-                case sfx.SendToHost():
-                    self._deliver(effect)
-                case sfx.CloseSession():
-                    node = self._sessions.pop(effect.session, None)
-                    if node is not None:
-                        node.scheduler_lost(effect.session)
-                case sfx.Noted():
-                    if effect.kind == "blamed" and effect.host_id is not None:
-                        self.blamed.append(("scheduler", effect.host_id))
-        self._plan_scheduler_tick()
-
-    def _deliver(self, effect: sfx.SendToHost) -> None:
-        node = self._sessions.get(effect.session)
-        if node is not None:
-            self.after(
-                self.options.latency_ns,
-                lambda: node.from_scheduler(effect.session, effect.messages),
-            )
-
-    def _plan_scheduler_tick(self) -> None:
-        engine = self.scheduler
-        assert engine is not None
-        deadline_ns = engine.next_deadline_ns()
-        if deadline_ns is None or (
-            self._scheduler_wake_ns is not None
-            and self.now_ns < self._scheduler_wake_ns <= deadline_ns
-        ):
-            return
-        wake_ns = self._scheduler_wake_ns = max(deadline_ns, self.now_ns)
-
-        def tick() -> None:
-            if self.scheduler is engine and self._scheduler_wake_ns == wake_ns:
-                self._scheduler_wake_ns = None
-                self._scheduler_event(sev.Tick(now_ns=self.now_ns))
-
-        self.after(deadline_ns - self.now_ns, tick)
+        self.control.kill()
 
     # ------------------------------------------------------------ results
 
     def bound_s(self) -> float:
-        """The fluid minimum time of the run (design: origin, slowest download, sum of uploads)."""
-        options = self.options
-        size, count = options.size_bytes, options.nodes
-        total = options.origin_rate_bytes_s + count * options.node_rate_bytes_s
-        return max(
-            size / options.origin_rate_bytes_s,
-            size / options.node_rate_bytes_s,
-            count * size / total,
-        )
+        """The fluid minimum time of the run, for the hosts that were there from the start."""
+        return bound_s(self.options)
 
     def makespan_s(self) -> float:
         """When the last host had everything, in seconds from the start."""
         return max(node.ended_ns for node in self.nodes.values() if node.wants) / SECOND_NS
 
+    @property
+    def origin_bytes(self) -> float:
+        """Payload bytes that the origin sent, parts of broken reads included."""
+        return self.origin.sent_bytes
+
     def origin_copies(self) -> float:
-        """Pieces read from the origin over the pieces of the content."""
-        return sum(self.origin.reads.values()) / max(1, len(self.origin.reads))
+        """What the origin sent over the size of everything."""
+        return self.origin.sent_bytes / max(1, sum(task.size_bytes for task in self.tasks))
 
+    def zone_in_bytes(self, zone: int) -> float:
+        """What came into a zone from outside."""
+        return float(self.network.link_bytes(self.now_ns)[self.topology.zones[zone][0]])
 
-SOURCE_ID = SourceId("5" * 64)
-"""The one source of the simulated worlds."""
+    def rack_in_bytes(self, rack: int) -> float:
+        """What came into a rack from outside."""
+        return float(self.network.link_bytes(self.now_ns)[self.topology.racks[rack][0]])
+
+    @property
+    def scheduler_messages(self) -> int:
+        """Messages between the scheduler and all hosts, both ways."""
+        return sum(self.control.counts.values())
+
+    def scheduler_message_count(self, host_id: HostId) -> int:
+        """Messages between the scheduler and one host, both ways."""
+        return self.control.counts.get(host_id, 0)
+
+    def trace_hash(self) -> str:
+        """The hash of every event so far: the same for the same options, whatever the machine."""
+        return self.trace.hex()
