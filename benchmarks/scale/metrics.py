@@ -46,6 +46,8 @@ class Outcome:
     down_bytes: Sequence[float] | NDArray[np.float64]
     zone_in_bytes: list[float] = field(default_factory=list)
     rack_in_bytes: list[float] = field(default_factory=list)
+    collections_s: list[float | None] = field(default_factory=list)
+    """When the last host had each collection, where there are several and it was recorded."""
     scheduler_messages: int = 0
     events: int
     wall_s: float
@@ -101,6 +103,7 @@ def summarise(options: RunOptions, plan: Plan, outcome: Outcome) -> dict[str, An
         "scheduler_messages_per_host_s": (
             outcome.scheduler_messages / len(plan.hosts) / makespan if makespan else None
         ),
+        "collections_s": outcome.collections_s,
         "unfinished": unfinished,
         "failures": outcome.failures,
         "wall_s": outcome.wall_s,

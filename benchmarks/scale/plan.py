@@ -23,8 +23,9 @@ class Host:
     """(from, to): crashes and comes back with its disk."""
     seed: bool = False
     """It has everything from the beginning and wants nothing."""
-    first_task: int = 0
-    """The task that it wants first, where hosts differ in that."""
+    slowed: float = 1.0
+    """The share of its nominal rates that it really has. The rates here are the real ones; what
+    a host tells of itself is the nominal ones."""
 
     @property
     def must_finish(self) -> bool:

@@ -79,6 +79,7 @@ def _slow(options: RunOptions, plan: Plan, dice: random.Random) -> Plan:
             down_bytes_s=host.down_bytes_s * SLOW_RATE,
             label="slow",
             healthy=False,
+            slowed=SLOW_RATE,
         )
         if index in slow
         else replace(host, label="healthy")
