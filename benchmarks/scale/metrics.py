@@ -136,30 +136,23 @@ def upload_share(plan: Plan, outcome: Outcome, makespan: float | None) -> float 
     return sent / upload_capacity(plan).carried(makespan)
 
 
-def utilisation(
-    plan: Plan, outcome: Outcome, term: Term, makespan: float | None
-) -> float | None:
+def utilisation(plan: Plan, outcome: Outcome, term: Term, makespan: float | None) -> float | None:
     """The busy share, over the makespan, of the link or cut that decides the bound."""
     if not makespan:
         return None
-    match term.kind:
-        case "origin" if plan.origin_bytes_s > 0 and not any(h.seed for h in plan.hosts):
-            return outcome.origin_bytes / (plan.origin_bytes_s * makespan)
-        case "origin":
-            seeds = [index for index, host in enumerate(plan.hosts) if host.seed]
-            rate = plan.origin_bytes_s + sum(plan.hosts[index].up_bytes_s for index in seeds)
-            sent = outcome.origin_bytes + sum(float(outcome.up_bytes[index]) for index in seeds)
-            return sent / (rate * makespan)
-        case "download":
-            return _download_utilisation(plan, outcome, term, makespan)
-        case "zone":
-            return outcome.zone_in_bytes[term.index] / (
-                plan.zones[term.index].in_bytes_s * makespan
-            )
-        case "rack":
-            return outcome.rack_in_bytes[term.index] / (
-                plan.racks[term.index].in_bytes_s * makespan
-            )
+    if term.kind == "origin":
+        seeds = [index for index, host in enumerate(plan.hosts) if host.seed]
+        rate = plan.origin_bytes_s + sum(plan.hosts[index].up_bytes_s for index in seeds)
+        sent = outcome.origin_bytes + sum(float(outcome.up_bytes[index]) for index in seeds)
+        return sent / (rate * makespan)
+    if term.kind == "download":
+        return _download_utilisation(plan, outcome, term, makespan)
+    if term.kind == "zone":
+        moved = outcome.zone_in_bytes[term.index]
+        return moved / (plan.zones[term.index].in_bytes_s * makespan)
+    if term.kind == "rack":
+        moved = outcome.rack_in_bytes[term.index]
+        return moved / (plan.racks[term.index].in_bytes_s * makespan)
     return upload_share(plan, outcome, makespan)
 
 
@@ -170,8 +163,6 @@ def _download_utilisation(plan: Plan, outcome: Outcome, term: Term, makespan: fl
         slowest = host.must_finish and own_term(host, plan.size_bytes) >= term.seconds * (1 - 1e-9)
         if slowest:
             moved += float(outcome.down_bytes[index])
-            there = sum(
-                max(0.0, min(stop, makespan) - begin) for begin, stop in presence(host)
-            )
+            there = sum(max(0.0, min(stop, makespan) - begin) for begin, stop in presence(host))
             possible += host.down_bytes_s * there
     return moved / possible

@@ -24,9 +24,7 @@ def _ours(options: RunOptions, plan: Plan, limit_s: float, step_s: float | None)
 
 
 def _model(model: Callable[[RunOptions, Plan], Any]) -> Runner:
-    def run_model(
-        options: RunOptions, plan: Plan, limit_s: float, step_s: float | None
-    ) -> Outcome:
+    def run_model(options: RunOptions, plan: Plan, limit_s: float, step_s: float | None) -> Outcome:
         outcome: Outcome = model(options, plan).run(limit_s, step_s)
         return outcome
 

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,12 @@ def _remarks(result: dict[str, Any]) -> list[str]:
             f"{label} {_number(ratio, 3)}" for label, ratio in result["class_ratios"].items()
         )
         lines.append(f"{result['policy']}: slowest of each class over its own bound: {told}")
-    if result["unfinished"]:
-        reasons = ", ".join(f"{name} {count}" for name, count in result["failures"].items())
-        lines.append(
-            f"{result['policy']}: {result['unfinished']} hosts never had everything"
-            + (f" ({reasons})" if reasons else "")
-        )
+    if result["collections_s"]:
+        told = ", ".join(_number(time, 2) for time in result["collections_s"])
+        lines.append(f"{result['policy']}: all hosts had each collection after: {told} s")
+    if result["failures"]:
+        reasons = ", ".join(f"{name} ({count})" for name, count in result["failures"].items())
+        lines.append(f"{result['policy']}: {result['unfinished']} hosts did not finish: {reasons}")
     return lines
 
 
@@ -76,7 +76,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("policy", lambda result: str(result["policy"])),
     ("makespan s", lambda result: _number(result["makespan_s"], 2)),
     ("over bound", lambda result: _number(result["makespan_over_bound"], 3)),

@@ -117,9 +117,7 @@ def _zones(nodes_rate: float) -> Builder:
 def _racks(options: RunOptions, plan: Plan, dice: random.Random) -> Plan:
     rate = RACK_UPLINK_NODES * options.base_rate_bytes_s
     count = -(-options.nodes // RACK_HOSTS)
-    hosts = tuple(
-        replace(host, rack=index // RACK_HOSTS) for index, host in enumerate(plan.hosts)
-    )
+    hosts = tuple(replace(host, rack=index // RACK_HOSTS) for index, host in enumerate(plan.hosts))
     told = f"; racks of {RACK_HOSTS}, each linked to the rest by {format_rate(rate)} in and out"
     return replace(
         plan,
@@ -203,9 +201,7 @@ def _priorities(options: RunOptions, plan: Plan, dice: random.Random) -> Plan:
     count = max(3, options.layers)
     sizes = replace(options, layers=count).layer_sizes
     told = f"; the content is {count} collections, wanted at once with falling urgency"
-    return replace(
-        plan, definition=plan.definition + told, task_sizes=sizes, collections=count
-    )
+    return replace(plan, definition=plan.definition + told, task_sizes=sizes, collections=count)
 
 
 SCENARIOS: Final[dict[str, Builder]] = {

@@ -116,6 +116,8 @@ class Dragonfly(Swarm):
         self.content_bits = [0.0] * len(self.hosts)
         self.sent_bytes_s = [0.0] * len(self.hosts)
         self._measured = self.network.link_bytes(0)
+        self._starts = [0] * len(self.hosts)
+        """How often a host has arrived: what it began before a crash is void."""
 
     def begin(self) -> None:
         """Hosts that have everything are peers that succeeded; NICs are measured from now on."""
@@ -140,10 +142,12 @@ class Dragonfly(Swarm):
     def arrive(self, host: int) -> None:
         """Registers each layer after the delay that registering takes."""
         many = len(self.tasks) >= 5
+        self._starts[host] += 1
+        start = self._starts[host]
         for task in self.tasks:
             delay_s = self.dice.uniform(0.5, 1.4) if many else self.dice.uniform(0.03, 0.09)
             peer = Peer(task, host)
-            self.after(int(delay_s * SECOND_NS), lambda peer=peer: self._register(peer))  # type: ignore[misc]
+            self.after(int(delay_s * SECOND_NS), lambda peer=peer: self._register(peer, start))  # type: ignore[misc]
 
     def back(self, host: int) -> None:
         """Its cache was wiped at the start."""
@@ -151,8 +155,8 @@ class Dragonfly(Swarm):
             self.left_bytes[host] = self.plan.size_bytes
             self.arrive(host)
 
-    def _register(self, peer: Peer) -> None:
-        if not self.present[peer.host]:
+    def _register(self, peer: Peer, start: int) -> None:
+        if not self.present[peer.host] or start != self._starts[peer.host]:
             return
         task = peer.task
         seeded = any(other.host == self.seed_host for other in task.peers)

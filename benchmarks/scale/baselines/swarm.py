@@ -114,9 +114,7 @@ class Swarm:
         self._loop(int(limit_s * SECOND_NS))
         if curves is not None:
             self._record(curves)
-        return self._outcome(
-            curves, time.perf_counter() - wall_s, time.process_time() - cpu_s
-        )
+        return self._outcome(curves, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
     def _loop(self, limit_ns: int) -> None:
         heap, network = self._heap, self.network
