@@ -7,7 +7,8 @@ until a link is full; the flows of that link are frozen at its fair share; the o
 its unfrozen flows) is no more than that of any other link that its flows cross is a bottleneck
 whatever happens elsewhere: freezing flows at or below its share elsewhere never lowers a share. So
 all such links are frozen in the same round, and the rounds number the longest chain of bottlenecks
-that wait for one another (5 to 20 in a swarm), not the bottlenecks (hundreds).
+that wait for one another (16 for 4,000 flows among 500 hosts, 20 to 40 with full zone links), not
+the bottlenecks (hundreds).
 
 All rates are bytes per second.
 """
@@ -20,8 +21,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-TIE = 1.0 + 1e-10
-"""Shares that differ by less are equal: rounding must not cost a round each."""
+FULL = 1.0 - 1e-10
+"""A link is full where its flows take this part of it: more is lost in the rounding of sums."""
 
 
 def fill(capacities: Floats, links: Ints, caps: Floats) -> tuple[Floats, Floats]:
@@ -29,40 +30,38 @@ def fill(capacities: Floats, links: Ints, caps: Floats) -> tuple[Floats, Floats]
 
     `links[k, f]` is the k-th link that flow f crosses, 0 where it crosses no more: link 0 has
     infinite capacity. `caps` are finite: no flow is faster than its own.
+
+    A link is a bottleneck of this round if its flows, each at the least share that it sees, use up
+    what the link has left: then none of them sees less elsewhere.
     """
     width, flows = links.shape
     rates = np.zeros(flows)
     left = capacities.copy()
-    flat = links.ravel()
-    counts = np.bincount(flat, minlength=len(left))
-    which: Ints | None = None  # the unfrozen flows; None is all
+    users = np.bincount(links.ravel(), minlength=len(left))
+    rising = np.arange(flows)
     while flows:
-        shares = left / np.maximum(counts, 1)
-        seen = shares.take(flat).reshape(width, flows)
-        least = np.minimum.reduce(seen, axis=0)
-        level = np.minimum(least, caps)
-        # A link is held up where a flow of it is slower than its share. Ties go to link 0.
-        held = np.zeros(len(left), np.bool_)
-        held[np.where(seen > level * TIE, links, 0).ravel()] = True
-        held[0] = True
-        waits = np.logical_and.reduce(held.take(flat).reshape(width, flows), axis=0)
-        waits &= caps > level
-        frozen = np.flatnonzero(~waits)
+        shares = left / np.maximum(users, 1)
+        level = np.minimum(np.minimum.reduce(shares.take(links), axis=0), caps)
+        taken = np.bincount(links.ravel(), np.concatenate((level,) * width), len(left))
+        roomy = taken < left * FULL
+        waits = np.logical_and.reduce(roomy.take(links), axis=0)
+        waits &= level < caps
+        frozen = (~waits).nonzero()[0]
+        assert len(frozen), "the lowest share of all is a bottleneck"
         reached = level.take(frozen)
-        rates[frozen if which is None else which.take(frozen)] = reached
+        rates[rising.take(frozen)] = reached
         gone = links.take(frozen, axis=1).ravel()
-        left -= np.bincount(gone, np.concatenate([reached] * width), len(left))
+        left -= np.bincount(gone, np.concatenate((reached,) * width), len(left))
+        np.maximum(left, 0.0, out=left)
         if len(frozen) == flows:
             break
-        np.maximum(left, 0.0, out=left)
-        counts -= np.bincount(gone, minlength=len(left))
-        kept = np.flatnonzero(waits)
-        which = kept if which is None else which.take(kept)
+        users -= np.bincount(gone, minlength=len(left))
+        kept = waits.nonzero()[0]
+        flows = len(kept)
+        rising = rising.take(kept)
         links = links.take(kept, axis=1)
         caps = caps.take(kept)
-        flows = len(kept)
-        flat = links.ravel()
-    return rates, np.maximum(left, 0.0, out=left)
+    return rates, left
 
 
 def max_min_rates(

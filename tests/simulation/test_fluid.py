@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, isclose
 
 import numpy as np
@@ -108,9 +109,8 @@ class Driver:
     def run(self, until_ns: float = inf) -> None:
         """Advances up to a time, or until nothing moves."""
         while (next_ns := self.network.next_ns()) is not None and next_ns <= until_ns:
-            assert next_ns >= self.now_ns
-            self.now_ns = next_ns
-            self.network.advance(next_ns)
+            self.now_ns = max(self.now_ns, next_ns)
+            self.network.advance(self.now_ns)
             self.steps += 1
             assert self.steps < 100_000
         if until_ns < inf:
@@ -323,5 +323,54 @@ def test_rates_are_computed_once_per_quantum_and_only_after_changes() -> None:
     for name in range(10):
         driver.run(name * QUANTUM_NS // 10)
         network.start(driver.now_ns, (up, down), 100_000_000, driver.done(name))
+    driver.run(400 * QUANTUM_NS)
+    network.set_rate(up, 1e9)  # as it was
     driver.run(900 * QUANTUM_NS)
     assert network.recomputations == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_link_carries_more_than_it_can(seed: int) -> None:
+    """Random starts, cancellations and link changes. After each step the links' bytes are those of
+    the flows, and no more than the links' highest rates so far allow."""
+    dice = random.Random(seed)
+    case = draw_case(seed, 300)
+    driver, links = make(*case.capacities[1:])
+    network = driver.network
+    ended = [0.0] * len(case.capacities)
+    active: dict[int, tuple[int, Plan]] = {}
+    allowed = list(case.capacities)
+    before = network.link_bytes(0)
+
+    def count(number: int, moved_bytes: float, _: int = 0) -> None:
+        for link in active.pop(number)[1].links:
+            ended[link] += moved_bytes
+
+    for number, plan in enumerate(case.plans):
+        step_ns = dice.randrange(3 * QUANTUM_NS)
+        driver.run(driver.now_ns + step_ns)
+        network.advance(driver.now_ns)
+        expected = list(ended)
+        for flow, other in active.values():
+            for link in other.links:
+                expected[link] += network.moved_bytes(driver.now_ns, flow)
+        moved = network.link_bytes(driver.now_ns)
+        assert moved == pytest.approx(expected, abs=1e-3)
+        # Ends are rounded up, so the bytes of the last nanosecond may count a step later.
+        most = np.array(allowed) * ((step_ns + 2) / SECOND_NS)
+        assert (moved[1:] - before[1:] <= most[1:]).all()
+        before = moved
+        kind = dice.random()
+        if kind < 0.7:
+            done = partial(count, number, plan.size_bytes)
+            flow = network.start(driver.now_ns, plan.links, plan.size_bytes, done)
+            active[number] = (flow, plan)
+        elif kind < 0.85 and active:
+            chosen = dice.choice(list(active))
+            count(chosen, network.cancel(driver.now_ns, active[chosen][0]))
+        else:
+            link = dice.choice(links)
+            rate = dice.choice([0.0, 1e8, 3e8])
+            network.set_rate(link, rate)
+            allowed[link] = max(allowed[link], rate)
+        assert network.active == len(active)
