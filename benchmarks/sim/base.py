@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.sim.ledger import Ledger
 from benchmarks.sim.options import HostSpec
-from benchmarks.sim.origin import OriginRead, Truth
+from benchmarks.sim.origin import Truth
 from peer.core import effects as fx
 from peer.core import events as ev
 from peer.core.engine import PeerEngine
 from shoal.wire.control import Address, Demand, HostInfo, SchedulerMessage, TaskDescriptor
 from shoal.wire.errors import Reason
-from shoal.wire.ids import DownloadId, HostId, RequestId, TaskId, collection_of
+from shoal.wire.ids import DownloadId, HostId, TaskId, collection_of
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class NodeBase:
         self.origin_bytes = 0
         self.contents: dict[TaskId, Content] = {}
         self._held_bytes = 0
+        self._validate = world.options.validate
         self._rate_bytes_s = spec.up_bytes_s
         self._demand: tuple[Demand, bool, str] = (Demand.WHOLE, True, "")
         self._downloads = 0
@@ -113,7 +114,6 @@ class NodeBase:
         self.ledger = Ledger()
         self.session: int | None = None
         self._wake_ns: int | None = None
-        self.reads: dict[RequestId, OriginRead] = {}
 
     @property
     def rate_bytes_s(self) -> float:
@@ -149,13 +149,10 @@ class NodeBase:
         session, self.session = self.session, None
         if session is not None:
             self.world.control.close(session)
-        for read in self.reads.values():
-            read.abort()
-        self.reads.clear()
-        self._break_connections()
+        self._let_go()
         self.world.broken.extend(f"{self.host_id}: {what}" for what in self.ledger.broken)
 
-    def _break_connections(self) -> None:
+    def _let_go(self) -> None:
         raise NotImplementedError
 
     def restart(self) -> None:
@@ -206,7 +203,7 @@ class NodeBase:
         effects = self.engine.handle(event)
         world.events += 1
         world.trace.note(self.number, event, len(effects))
-        if world.options.validate:
+        if self._validate:
             self.engine.validate()
         if effects:
             self._carry_out(effects)
@@ -356,16 +353,19 @@ class NodeBase:
     def _hash_prefix(self, effect: fx.HashPrefix) -> None:
         if not effect.final:
             return
-        content = self.contents[effect.task_id]
-        task = self.world.origin.by_source[content.descriptor.source_id]
         self.expect(
             ev.ContentHashed(
                 now_ns=self.world.now_ns + STORE_NS,
                 task_id=effect.task_id,
                 epoch=effect.epoch,
-                digest="sha256:bad" if content.false else task.true_digest,
+                digest=self.content_digest(self.contents[effect.task_id]),
             )
         )
+
+    def content_digest(self, content: Content) -> str:
+        """What hashing the whole content gives."""
+        task = self.world.origin.by_source[content.descriptor.source_id]
+        return "sha256:bad" if content.false else task.true_digest
 
     def _seal_task(self, effect: fx.SealTask) -> None:
         content = self.contents[effect.task_id]

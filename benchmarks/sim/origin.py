@@ -1,20 +1,16 @@
-"""The origin of a world: what its contents truly are, who read how much, and one running read."""
+"""The origin of a world: what its contents truly are, how it behaves, and what it sent."""
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.sim.options import WorldOptions
-from peer.core import effects as fx
 from peer.core import events as ev
-from shoal.wire.errors import Reason
 from shoal.wire.ids import SourceId, TaskId, fingerprint
 
 if TYPE_CHECKING:
-    from benchmarks.sim.node import SimNode
-    from benchmarks.sim.world import World
+    from benchmarks.sim.reading import OriginRead
 
 SOURCE_ID = SourceId("5" * 64)
 """The source of a world's first task."""
@@ -102,6 +98,8 @@ class SimOrigin:
         self.stats = 0
         self.reads: dict[tuple[int, int], int] = {}
         """How often each (task, piece) was read to its end."""
+        self.read_bytes: dict[tuple[int, int], float] = {}
+        """How many bytes of each (task, piece) were sent, parts of broken reads included."""
         self.sent_bytes = 0.0
         """Payload, parts of broken reads included."""
         self.connections = 0
@@ -126,6 +124,12 @@ class SimOrigin:
             return task.truth(self.first_validator)
         return task.truth(validator)
 
+    def count(self, task: int, piece: int, moved_bytes: float) -> None:
+        """A piece was sent, or a part of it before the reader went away."""
+        key = (task, piece)
+        self.read_bytes[key] = self.read_bytes.get(key, 0.0) + moved_bytes
+        self.sent_bytes += moved_bytes
+
     def enter(self, read: "OriginRead") -> bool:
         """A read asks for a connection: whether it has one now. If not, it is called later."""
         if self.connections >= self.spec.connections_max:
@@ -143,123 +147,3 @@ class SimOrigin:
             if not read.finished:
                 read.begin()
                 return
-
-
-class OriginRead:
-    """One connection to the origin: reads piece after piece, each as one flow."""
-
-    __slots__ = (
-        "_cap_bytes_s",
-        "_connected",
-        "_effect",
-        "_end",
-        "_flow",
-        "_last_store_ns",
-        "_length_of",
-        "_links",
-        "_node",
-        "_piece",
-        "_run",
-        "_task",
-        "_world",
-        "finished",
-    )
-
-    def __init__(self, world: "World", node: "SimNode", effect: fx.ReadOrigin) -> None:
-        descriptor = effect.descriptor
-        self._world = world
-        self._node = node
-        self._run = node.runs
-        self._effect = effect
-        self._task = world.origin.by_source[descriptor.source_id]
-        geometry = descriptor.geometry.sealed(self._task.size_bytes)
-        count = effect.piece_count
-        self._piece = effect.first_piece
-        self._end = geometry.piece_count if count is None else effect.first_piece + count
-        self._length_of: Callable[[int], int] = geometry.length_bytes
-        self._links = world.topology.origin_path(node)
-        self._cap_bytes_s = world.origin.spec.per_connection_bytes_s
-        self._flow: int | None = None
-        self._connected = False
-        self._last_store_ns = 0
-        self.finished = False
-
-    def begin(self) -> None:
-        """The request has come to the origin."""
-        if self.finished or not self._world.origin.enter(self):
-            return
-        self._connected = True
-        self._next()
-
-    def _next(self) -> None:
-        origin, piece = self._world.origin, self._piece
-        if not origin.up:
-            self._finish(Reason.ORIGIN_FAILED)
-        elif self._effect.descriptor.validator not in (None, origin.validator):
-            self._finish(Reason.ORIGIN_CHANGED)
-        elif piece >= self._end:
-            self._finish(None)
-        else:
-            world = self._world
-            self._flow = world.network.start(
-                world.now_ns, self._links, self._length_of(piece), self._arrived, self._cap_bytes_s
-            )
-
-    def _arrived(self, finish_ns: int) -> None:
-        world, node, piece = self._world, self._node, self._piece
-        length = self._length_of(piece)
-        self._flow = None
-        key = (self._task.number, piece)
-        world.origin.reads[key] = world.origin.reads.get(key, 0) + 1
-        self._count(length)
-        digest = self._task.truth(world.origin.validator)[piece]
-        if node.lie == "origin":
-            digest = FALSE_DIGEST
-        self._last_store_ns = node.store_ns(length, max(finish_ns, world.now_ns))
-        world.at(self._last_store_ns, self._stored, piece, digest, length)
-        self._piece += 1
-        self._next()
-
-    def _count(self, moved: float) -> None:
-        self._world.origin.sent_bytes += moved
-        self._node.origin_bytes += int(moved)
-
-    def _stored(self, piece: int, digest: bytes, length: int) -> None:
-        node, effect = self._node, self._effect
-        if not node.alive or node.runs != self._run:
-            return
-        record = ev.PieceRecord(digest, effect.lease_number, read_here=True)
-        node.keep(effect.descriptor.task_id, piece, record, effect.descriptor.epoch)
-        node.post(
-            ev.OriginPieceStored(
-                now_ns=self._world.now_ns,
-                request_id=effect.request_id,
-                piece=piece,
-                digest=digest,
-                length_bytes=length,
-            )
-        )
-
-    def stop(self) -> None:
-        """The reader wants no more of it."""
-        self._finish(Reason.CANCELLED)
-
-    def abort(self) -> None:
-        """The reader died."""
-        self._close()
-
-    def _close(self) -> None:
-        self.finished = True
-        if self._flow is not None:
-            self._count(self._world.network.cancel(self._world.now_ns, self._flow))
-            self._flow = None
-        if self._connected:
-            self._connected = False
-            self._world.origin.leave()
-
-    def _finish(self, reason: Reason | None) -> None:
-        if self.finished:
-            return
-        self._close()
-        when_ns = max(self._world.now_ns, self._last_store_ns)
-        self._world.at(when_ns, self._node.read_ended, self._run, self._effect, reason, self._task)

@@ -8,7 +8,8 @@ from shoal.wire.ids import ConnectionId
 from shoal.wire.limits import MILLISECOND_NS
 
 if TYPE_CHECKING:
-    from benchmarks.sim.node import SimNode
+    from benchmarks.sim.child import ChildSide
+    from benchmarks.sim.parent import ParentSide
     from benchmarks.sim.world import World
 
 ACTIVE_NS = 500 * MILLISECOND_NS
@@ -22,7 +23,7 @@ class Connection:
     __slots__ = ("active_ns", "child", "connection_id", "links", "open", "parent", "transfers")
 
     def __init__(
-        self, connection_id: ConnectionId, child: "SimNode", parent: "SimNode", world: "World"
+        self, connection_id: ConnectionId, child: "ChildSide", parent: "ParentSide", world: "World"
     ) -> None:
         self.connection_id = connection_id
         self.child = child
