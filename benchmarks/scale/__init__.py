@@ -1,0 +1,1 @@
+"""Big swarms on the simulator: `python -m benchmarks.scale`."""
