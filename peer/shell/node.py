@@ -34,6 +34,7 @@ from shoal.runtime.logs import Log
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.sections import TlsSection
 from shoal.runtime.tasks import Offload, Supervisor
+from shoal.runtime.turns import Turns
 from shoal.wire.control import Address, HostInfo
 from shoal.wire.ids import ConnectionId, HostId
 from shoal.wire.limits import MIB, PeerLimits
@@ -104,13 +105,13 @@ class PeerNode:
         generation, stored = await self.offload(self.store.load)
         context = self.options.tls
         secured = context is not None and context.enabled
-        upload = RateLimiter(self.options.upload_rate_bytes_s, self.clock)
-        download = RateLimiter(self.options.download_rate_bytes_s, self.clock)
+        upload = Turns(RateLimiter(self.options.upload_rate_bytes_s, self.clock))
+        download = Turns(RateLimiter(self.options.download_rate_bytes_s, self.clock))
         self.port = PiecePort(
             host_id=self.options.host_id,
             listen=self.options.listen,
             store=self.store,
-            upload_limiter=upload,
+            upload_turns=upload,
             clock=self.clock,
             post=self._post,
             supervisor=self.supervisor,
@@ -145,7 +146,7 @@ class PeerNode:
             scheduler_configured=bool(self.options.schedulers),
         )
 
-    def _assemble(self, download: RateLimiter, *, secured: bool) -> None:
+    def _assemble(self, download: Turns, *, secured: bool) -> None:
         options = self.options
         buffers = BufferPool(options.memory_budget_bytes)
         self.downloads = LocalDownloads(
@@ -175,7 +176,7 @@ class PeerNode:
             store=self.store,
             buffers=buffers,
             offload=self.offload,
-            download_limiter=download,
+            download_turns=download,
             clock=self.clock,
             post=self._post,
             supervisor=self.supervisor,

@@ -37,9 +37,9 @@ from peer.shell.transfer import sockets as net
 from peer.shell.transfer.frame_receiver import PayloadTarget, Receiver
 from peer.shell.transfer.socket_channel import Channel
 from shoal.runtime.clock import Clock
-from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload, Supervisor
 from shoal.runtime.tls import common_name
+from shoal.runtime.turns import Turns
 from shoal.wire import bitfield, frames
 from shoal.wire.digest import piece_digest, swarm_proof
 from shoal.wire.errors import ProtocolError, Reason
@@ -111,7 +111,7 @@ class _ParentConnection:
         self.receiver = Receiver(
             on_frame=self.on_frame,
             on_error=self.on_protocol_error,
-            download_limiter=owner.download_limiter,
+            download_turns=owner.download_turns,
             on_activity=self.on_activity,
         )
         self.told_active_ns = started_ns
@@ -374,7 +374,7 @@ class ParentConnections:
         store: PieceStore,
         buffers: BufferPool,
         offload: Offload,
-        download_limiter: RateLimiter | None,
+        download_turns: Turns | None,
         clock: Clock,
         post: Callable[[AnyEvent], None],
         supervisor: Supervisor,
@@ -383,7 +383,7 @@ class ParentConnections:
     ) -> None:
         self.host_id = host_id
         self.buffers = buffers
-        self.download_limiter = download_limiter
+        self.download_turns = download_turns
         self.clock = clock
         self.post = post
         self.supervisor = supervisor
@@ -457,7 +457,7 @@ class ParentConnections:
             sock = secured
         channel = Channel(
             sock,
-            upload_limiter=None,
+            upload_turns=None,
             on_readable=connection.receiver.readable,
             on_closed=connection.on_closed,
         )

@@ -1,8 +1,9 @@
 """One connection between peers: a non-blocking socket, plain or TLS, read and written by callbacks.
 
 Owns its socket instead of an asyncio transport, because bytes must not pass through Python
-objects: payload is received straight into piece buffers and sent with sendfile. Works on asyncio's
-own loop and on uvloop. Knows frames only as bytes; decides nothing.
+objects: payload is received straight into piece buffers and sent with sendfile. What is sent is
+paid at the upload limit first, in turns with all other connections. Works on asyncio's own loop
+and on uvloop. Knows frames only as bytes; decides nothing.
 """
 
 import asyncio
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from shoal.runtime.rates import RateLimiter
+from shoal.runtime.turns import Turn, Turns
 from shoal.wire.limits import KIB, MIB
 
 SLICE_BYTES: Final = 256 * KIB
-"""The most that is sent or received in one turn: rate limits hold to that, and no connection keeps
-the loop from the others for long."""
+"""The most that is sent or received in one turn: no connection keeps the loop from the others for
+long."""
 
 FRAMES_BYTES_MAX: Final = 4 * MIB
 """Small frames waiting for a slow reader before its connection is given up."""
@@ -66,26 +67,26 @@ class Channel:
         self,
         sock: socket.socket,
         *,
-        upload_limiter: RateLimiter | None,
+        upload_turns: Turns | None,
         on_readable: Callable[[], None],
         on_closed: Callable[[str], None],
     ) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._loop = asyncio.get_running_loop()
-        self._limiter = upload_limiter
+        self._turns = upload_turns
         self._on_readable = on_readable
         self._on_closed = on_closed
         self._frames: deque[memoryview] = deque()
         self._frames_bytes = 0
         self._pieces: deque[OutgoingPiece] = deque()
         self._paid_bytes = 0
-        """Taken from the rate limit and not yet sent."""
+        """What may be sent in this turn."""
         self._chunk: memoryview | None = None
         """TLS: bytes read from the file that the socket has not taken yet."""
         self._writing = False
         self._reading = False
-        self._resume: asyncio.TimerHandle | None = None
+        self._turn: Turn | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._pump_planned = False
         self.closed = False
@@ -165,13 +166,13 @@ class Channel:
 
     def _plan_pump(self) -> None:
         # Frames of one turn of the loop go out together.
-        if not self._pump_planned and not self._writing and self._resume is None:
+        if not self._pump_planned and not self._writing and self._turn is None:
             self._pump_planned = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pump_planned = False
-        if self.closed or self._resume is not None:
+        if self.closed or self._turn is not None:
             return
         try:
             blocked = self._send_what_fits()
@@ -233,41 +234,58 @@ class Channel:
             self._frames.popleft()
 
     def _send_slice(self, piece: OutgoingPiece) -> bool:
-        """Sends up to one slice of a piece; False if the rate limit says wait."""
-        count = min(SLICE_BYTES, piece.remaining_bytes)
-        if self._limiter is not None and self._paid_bytes < count:
-            wait_s = self._limiter.try_take(count - self._paid_bytes)
-            self._paid_bytes = count
-            if wait_s > 0.0:
+        """Sends up to one slice of a piece; False if it must wait for a turn or is closed."""
+        if not self._paid_bytes:
+            count = min(SLICE_BYTES, piece.remaining_bytes)
+            self._paid_bytes = count if self._turns is None else self._turns.take(count)
+            if not self._paid_bytes and count:
+                assert self._turns is not None
                 self._watch_writable(blocked=False)
-                self._resume = self._loop.call_later(wait_s, self._go_on)
+                self._turn = self._turns.wait(count, self._my_turn)
                 return False
-        piece.begun = True
-        # Not among the other frames: those that are queued meanwhile must wait for the payload.
-        while piece.header:
-            piece.header = piece.header[self._sock.send(piece.header) :]
-        self._send_payload(piece, count)
-        return True
+        try:
+            piece.begun = True
+            # Not among the other frames: those that are queued meanwhile must wait for the payload.
+            while piece.header:
+                piece.header = piece.header[self._sock.send(piece.header) :]
+            return self._send_payload(piece)
+        finally:
+            self._settle()
 
-    def _go_on(self) -> None:
-        self._resume = None
-        self._pump()
+    def _settle(self) -> None:
+        """Gives back what was paid and not sent. TLS sends a refused write as it was, so it may
+        have sent more than was paid this time; that is paid now."""
+        paid, self._paid_bytes = self._paid_bytes, 0
+        if self._turns is not None and paid:
+            self._turns.settle(paid, 0)
 
-    def _send_payload(self, piece: OutgoingPiece, count: int) -> None:
-        if self._tls:
-            sent = self._send_tls(piece, count)
-        else:
-            sent = os.sendfile(self._sock.fileno(), piece.lent.fd, piece.offset_bytes, count)
-        if sent == 0:
-            self.close("the stored file is shorter than its piece")
-            return
-        piece.offset_bytes += sent
-        piece.remaining_bytes -= sent
-        self._paid_bytes = max(0, self._paid_bytes - sent)
+    def _my_turn(self, paid: int) -> None:
+        self._turn = None
+        self._paid_bytes = paid
+        try:
+            self._pump()
+        finally:
+            self._settle()
+
+    def _send_payload(self, piece: OutgoingPiece) -> bool:
+        """Sends what was paid for; False if the connection had to be closed."""
+        while piece.remaining_bytes and self._paid_bytes > 0:
+            count = min(self._paid_bytes, piece.remaining_bytes)
+            if self._tls:
+                sent = self._send_tls(piece, count)
+            else:
+                sent = os.sendfile(self._sock.fileno(), piece.lent.fd, piece.offset_bytes, count)
+            if sent == 0:
+                self.close("the stored file is shorter than its piece")
+                return False
+            piece.offset_bytes += sent
+            piece.remaining_bytes -= sent
+            self._paid_bytes -= sent
         if piece.remaining_bytes == 0:
             self._pieces.popleft()
             piece.lent.release()
             piece.on_end(None)
+        return True
 
     def _send_tls(self, piece: OutgoingPiece, count: int) -> int:
         # Python 3.11's TLS has no sendfile; a write that was refused must be repeated as it was.
@@ -290,9 +308,9 @@ class Channel:
         self.pause_reading()
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
-        for handle in (self._resume, self._stall):
-            if handle is not None:
-                handle.cancel()
+        for waits in (self._turn, self._stall):
+            if waits is not None:
+                waits.cancel()
         self._sock.close()
         self._frames.clear()
         while self._pieces:
