@@ -95,6 +95,35 @@ def connect_to(address: Address) -> fx.Connect:
 
 
 @pytest.mark.parametrize(
+    ("told", "taken_for"),
+    [
+        (Reason.NOT_HELD, Reason.NOT_HELD),
+        (Reason.UNKNOWN_TASK, Reason.UNKNOWN_TASK),
+        (Reason.UNAUTHORIZED, Reason.UNAUTHORIZED),
+        (Reason.OVERLOADED, Reason.NOT_HELD),
+        (Reason.SHUTTING_DOWN, Reason.NOT_HELD),
+        (Reason.PEER_REFUSED, Reason.NOT_HELD),
+        (Reason.DISK_FULL, Reason.PEER_PROTOCOL),
+        (Reason.DISK_FAILED, Reason.PEER_PROTOCOL),
+        (Reason.PEER_CORRUPT, Reason.PEER_PROTOCOL),
+        (Reason.PEER_BUSY, Reason.PEER_PROTOCOL),
+        (Reason.CANCELLED, Reason.PEER_PROTOCOL),
+        (Reason.ORIGIN_NOT_FOUND, Reason.PEER_PROTOCOL),
+    ],
+)
+async def test_a_parent_speaks_for_itself_alone(
+    tmp_path: Path, told: Reason, taken_for: Reason
+) -> None:
+    """A reason from another host must never pass for a failure of this one."""
+    async with rig_of(tmp_path) as rig:
+        rig.serve = lambda number, piece, connection_id: rig.port.reject(
+            fx.SendReject(connection_id=connection_id, child_request=number, reason=told)
+        )
+        connection_id = await rig.opened()
+        assert (await rig.at_child.ended(rig.fetch(connection_id))).reason is taken_for
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"GET / HTTP/1.1\r\n\r\n",

@@ -51,6 +51,17 @@ ACTIVE_INTERVAL_NS: Final = 500 * MILLISECOND_NS
 CANCELLED_MAX: Final = 1024
 """Cancelled requests whose answer is still awaited, per connection."""
 
+PARENTS_WORD: Final = {
+    Reason.NOT_HELD: Reason.NOT_HELD,
+    Reason.UNKNOWN_TASK: Reason.UNKNOWN_TASK,
+    Reason.UNAUTHORIZED: Reason.UNAUTHORIZED,
+    Reason.OVERLOADED: Reason.NOT_HELD,
+    Reason.SHUTTING_DOWN: Reason.NOT_HELD,
+    Reason.PEER_REFUSED: Reason.NOT_HELD,
+}
+"""What a parent may give as the reason of a `Reject`, and what it comes to: not from there. Any
+other one is a breach of the protocol; passed on, it would be taken for a failure of this host."""
+
 
 class PieceStore(Protocol):
     """The part of the content store that receiving needs."""
@@ -156,7 +167,9 @@ class _ParentConnection:
             case frames.Busy():
                 self.end_request(frame.request_id, Reason.PEER_BUSY, frame.retry_after_ms)
             case frames.Reject():
-                self.end_request(frame.request_id, frame.reason)
+                self.end_request(
+                    frame.request_id, PARENTS_WORD.get(frame.reason, Reason.PEER_PROTOCOL)
+                )
             case _:
                 raise ProtocolError(f"{type(frame).__name__} from a parent")
         return None
