@@ -18,7 +18,7 @@ from shoal.runtime.tasks import InlineOffload
 from shoal.runtime.turns import Turns
 from shoal.wire import frames
 from shoal.wire.control import TaskDescriptor
-from shoal.wire.errors import ProtocolError
+from shoal.wire.errors import ProtocolError, Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import LeaseNumber, RequestId, SourceId, TaskId
 from shoal.wire.limits import MIB, MILLISECOND_NS
@@ -269,8 +269,8 @@ def test_what_is_sent_to_many_children(
             theirs.close()
 
     def send_on(channel: Channel) -> None:
-        def on_end(failure: str | None) -> None:
-            if failure is None:
+        def on_end(reason: Reason | None, _detail: str) -> None:
+            if reason is None:
                 send_on(channel)
 
         channel.send_piece(OutgoingPiece(b"header", LentZeros(descriptor), 0, PIECE_BYTES, on_end))

@@ -386,12 +386,10 @@ class PiecePort:
             effect.epoch,
         )
 
-        def on_end(failure: str | None) -> None:
-            if failure is None:
+        def on_end(reason: Reason | None, detail: str) -> None:
+            if reason is None:
                 self.sent_bytes += effect.length_bytes
-                self._served(effect, None, "")
-            else:
-                self._served(effect, Reason.PEER_LOST, failure)
+            self._served(effect, reason, detail)
 
         connection.channel.send_piece(
             OutgoingPiece(

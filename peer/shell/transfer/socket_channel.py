@@ -7,6 +7,7 @@ and on uvloop. Knows frames only as bytes; decides nothing.
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from shoal.runtime.turns import Turn, Turns
+from shoal.wire.errors import Reason
 from shoal.wire.limits import KIB, MIB
 
 SLICE_BYTES: Final = 256 * KIB
@@ -30,6 +32,12 @@ STALL_TIMEOUT_S: Final = 30.0
 
 TURNS_MAX: Final = 4
 """Receive calls in one turn of a connection."""
+
+TOO_SHORT: Final = "the stored file is shorter than its piece"
+
+
+class _UnreadableError(Exception):
+    """The file that is to be sent does not give its bytes."""
 
 
 class Lent(Protocol):
@@ -53,8 +61,9 @@ class OutgoingPiece:
     lent: Lent
     offset_bytes: int
     remaining_bytes: int
-    on_end: Callable[[str | None], None]
-    """Called once: with None when everything was handed to the kernel, else with what failed."""
+    on_end: Callable[[Reason | None, str], None]
+    """Called once: with None when everything was handed to the kernel, else with what failed: our
+    own disk, or the connection."""
     begun: bool = False
     """From its header's first byte to its payload's last nothing else may be sent."""
 
@@ -155,7 +164,7 @@ class Channel:
         """Queues a piece. Its `on_end` is called in any case."""
         if self.closed:
             piece.lent.release()
-            piece.on_end("the connection is closed")
+            piece.on_end(Reason.PEER_LOST, "the connection is closed")
             return
         self._pieces.append(piece)
         self._plan_pump()
@@ -271,28 +280,45 @@ class Channel:
         """Sends what was paid for; False if the connection had to be closed."""
         while piece.remaining_bytes and self._paid_bytes > 0:
             count = min(self._paid_bytes, piece.remaining_bytes)
-            if self._tls:
-                sent = self._send_tls(piece, count)
-            else:
-                sent = os.sendfile(self._sock.fileno(), piece.lent.fd, piece.offset_bytes, count)
-            if sent == 0:
-                self.close("the stored file is shorter than its piece")
+            try:
+                sent = (self._send_tls if self._tls else self._send_plain)(piece, count)
+            except _UnreadableError as error:
+                # The child has the header and waits for bytes that are not there.
+                self._end_piece(Reason.DISK_FAILED, str(error))
+                self.close(str(error))
                 return False
             piece.offset_bytes += sent
             piece.remaining_bytes -= sent
             self._paid_bytes -= sent
         if piece.remaining_bytes == 0:
-            self._pieces.popleft()
-            piece.lent.release()
-            piece.on_end(None)
+            self._end_piece(None, "")
         return True
+
+    def _end_piece(self, reason: Reason | None, detail: str) -> None:
+        piece = self._pieces.popleft()
+        piece.lent.release()
+        piece.on_end(reason, detail)
+
+    def _send_plain(self, piece: OutgoingPiece, count: int) -> int:
+        try:
+            sent = os.sendfile(self._sock.fileno(), piece.lent.fd, piece.offset_bytes, count)
+        except OSError as error:
+            if error.errno == errno.EIO:  # Sockets know no such error.
+                raise _UnreadableError(f"the stored file: {error.strerror}") from None
+            raise
+        if sent == 0:
+            raise _UnreadableError(TOO_SHORT)
+        return sent
 
     def _send_tls(self, piece: OutgoingPiece, count: int) -> int:
         # Python 3.11's TLS has no sendfile; a write that was refused must be repeated as it was.
         if self._chunk is None:
-            self._chunk = memoryview(os.pread(piece.lent.fd, count, piece.offset_bytes))
+            try:
+                self._chunk = memoryview(os.pread(piece.lent.fd, count, piece.offset_bytes))
+            except OSError as error:
+                raise _UnreadableError(f"the stored file: {error.strerror}") from None
             if not self._chunk:
-                return 0
+                raise _UnreadableError(TOO_SHORT)
         sent = self._sock.send(self._chunk)
         # One TLS record goes at a time: the rest is not read again.
         self._chunk = self._chunk[sent:] or None
@@ -314,7 +340,5 @@ class Channel:
         self._sock.close()
         self._frames.clear()
         while self._pieces:
-            piece = self._pieces.popleft()
-            piece.lent.release()
-            piece.on_end(detail)
+            self._end_piece(Reason.PEER_LOST, detail)
         self._on_closed(detail)
