@@ -181,7 +181,9 @@ class PeerConfig:
     environment_prefix: ClassVar[str] = "SHOAL_PEER"
 
     host_id: str = option(
-        "", help="This host's id in the swarm; empty: made once and kept in the store."
+        "",
+        help="This host's id in the swarm; with TLS the common name of its certificate, which it "
+        "must be; empty: that, or without TLS one that is made once and kept in the store.",
     )
     zone: str = option("", help="Hosts with cheap bandwidth among them (a rack, a site).")
     store: StoreSection = section(StoreSection)
