@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from peer.core import events as ev
 from peer.core.engine import PeerEngine
+from peer.shell.addresses import addresses_to_tell, ips_to_tell
 from peer.shell.buffers import BufferPool
 from peer.shell.downloads import LocalDownloads
 from peer.shell.driver import PeerDriver
@@ -102,6 +103,10 @@ class PeerNode:
 
     async def start(self) -> None:
         """Loads the store, listens, connects. Raises UsageError or StoreError."""
+        options = self.options
+        ips = []
+        for ip, _ in options.listen:
+            ips.append(() if options.advertise else await ips_to_tell(ip, options.schedulers))
         generation, stored = await self.offload(self.store.load)
         context = self.options.tls
         secured = context is not None and context.enabled
@@ -119,6 +124,7 @@ class PeerNode:
             ssl_context=tls.server_context(context) if secured and context is not None else None,
         )
         await self.port.start()
+        self.addresses = addresses_to_tell(options.advertise, self.port.addresses, ips)
         self.driver = PeerDriver(
             engine=self._engine(),
             store=self.store,
@@ -135,7 +141,7 @@ class PeerNode:
         return PeerEngine(
             host=HostInfo(
                 host_id=self.options.host_id,
-                addresses=self.options.advertise or self.port.addresses,
+                addresses=self.addresses,
                 zone=self.options.zone,
                 upload_rate_bytes_s=self.options.upload_rate_bytes_s,
                 download_rate_bytes_s=self.options.download_rate_bytes_s,
