@@ -77,8 +77,9 @@ class PieceSection:
     )
     advertise: tuple[Endpoint, ...] = option(
         (),
-        help="IP addresses and ports told to other hosts, if they differ from what is listened "
-        "on; port 0 stands for the port listened on.",
+        help="IP addresses and ports told to other hosts; port 0 stands for the port listened on. "
+        "Empty: what is listened on; if that is 0.0.0.0 or [::], the addresses that this machine "
+        "uses towards its schedulers when it starts.",
     )
     upload_rate: Rate = option(
         Rate(0), unit="bytes per second", help="Most payload sent to other hosts; 0: no limit."
@@ -107,6 +108,8 @@ class PieceSection:
         for endpoint in self.advertise:
             if not endpoint.is_ip:
                 raise UsageError(f"advertise: {endpoint} is not an IP address with a port")
+            if endpoint.is_unspecified:
+                raise UsageError(f"advertise: {endpoint} is no address that other hosts can reach")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +184,9 @@ class PeerConfig:
     environment_prefix: ClassVar[str] = "SHOAL_PEER"
 
     host_id: str = option(
-        "", help="This host's id in the swarm; empty: made once and kept in the store."
+        "",
+        help="This host's id in the swarm; with TLS the common name of its certificate, which it "
+        "must be; empty: that, or without TLS one that is made once and kept in the store.",
     )
     zone: str = option("", help="Hosts with cheap bandwidth among them (a rack, a site).")
     store: StoreSection = section(StoreSection)

@@ -17,6 +17,7 @@ from peer.shell.config import PeerConfig
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.store.space import SpaceLimits
+from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.config_values import Endpoint
 from shoal.runtime.logs import Log
@@ -63,11 +64,24 @@ def keep_host_id(store_root: Path, host_id: HostId) -> None:
         raise UsageError(f"store.root {store_root}: {error.strerror}") from error
 
 
+def host_id_of(config: PeerConfig) -> HostId:
+    """Who this host is. With TLS the certificate says it, and everybody compares. Raises
+    UsageError."""
+    if not config.tls.enabled:
+        return HostId(config.host_id) if config.host_id else stable_host_id(config.store.root)
+    name = tls.own_name(config.tls)
+    if config.host_id and config.host_id != name:
+        raise UsageError(
+            f"host_id = {config.host_id}: tls.certificate {config.tls.certificate} is of {name!r}, "
+            "and the common name must be the host_id: leave host_id empty to use it"
+        )
+    return HostId(name)
+
+
 def node_options(config: PeerConfig, *, schedulers: tuple[str, ...]) -> NodeOptions:
     """The configuration as the node wants it."""
-    host_id = HostId(config.host_id) if config.host_id else stable_host_id(config.store.root)
     return NodeOptions(
-        host_id=host_id,
+        host_id=host_id_of(config),
         store_root=config.store.root,
         zone=config.zone,
         space=SpaceLimits(

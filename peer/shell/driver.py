@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from peer.core import effects as fx
 from peer.core import events as ev
@@ -19,15 +19,12 @@ from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from peer.shell.transfer.child_side import ParentConnections
 from peer.shell.transfer.parent_side import PiecePort
+from shoal.runtime.alarm import Alarm
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
 from shoal.runtime.tasks import Offload, Supervisor
 from shoal.wire.errors import Reason
 from shoal.wire.ids import RequestId, TaskId
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
-
-TICK_NS_MIN: Final = MILLISECOND_NS
-"""A timer is never set shorter: the loop has other work as well."""
 
 
 class Clients(Protocol):
@@ -69,8 +66,7 @@ class PeerDriver:
         self._events: deque[ev.AnyEvent] = deque()
         self._handling = False
         self._stopped = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_deadline_ns = 0
+        self._alarm = Alarm(next_deadline_ns=engine.next_deadline_ns, on_due=self._due, clock=clock)
         self._carriers: dict[type[Any], Callable[[Any], None]] = {}
         self._removals: dict[RequestId, asyncio.Future[fx.RemoveEnded]] = {}
         self._next_removal = 0
@@ -149,37 +145,16 @@ class PeerDriver:
                 self._carriers[type(effect)](effect)
             self.events_handled += 1
         if not self._stopped:
-            self._arm()
+            self._alarm.arm()
 
-    def _arm(self) -> None:
-        deadline_ns = self.engine.next_deadline_ns()
-        if deadline_ns is None:
-            return
-        if self._timer is not None:
-            if self._timer_deadline_ns <= deadline_ns:
-                return
-            self._timer.cancel()
-        wait_ns = max(deadline_ns - self._clock.now_ns(), TICK_NS_MIN)
-        self._timer_deadline_ns = deadline_ns
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(wait_ns / SECOND_NS, self._rang)
-
-    def _rang(self) -> None:
-        self._timer = None
-        now_ns = self._clock.now_ns()
-        deadline_ns = self.engine.next_deadline_ns()
-        if deadline_ns is not None and deadline_ns <= now_ns:
-            self.post(ev.Tick(now_ns=now_ns))
-        else:
-            self._arm()
+    def _due(self, now_ns: int) -> None:
+        self.post(ev.Tick(now_ns=now_ns))
 
     def close(self) -> None:
         """Handles nothing from now on."""
         self._stopped = True
         self._events.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
         for future in self._removals.values():
             future.cancel()
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from peer.core import events as ev
 from peer.core.engine import PeerEngine
+from peer.shell.addresses import addresses_to_tell, ips_to_tell
 from peer.shell.buffers import BufferPool
 from peer.shell.downloads import LocalDownloads
 from peer.shell.driver import PeerDriver
@@ -34,6 +35,7 @@ from shoal.runtime.logs import Log
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.sections import TlsSection
 from shoal.runtime.tasks import Offload, Supervisor
+from shoal.runtime.turns import Turns
 from shoal.wire.control import Address, HostInfo
 from shoal.wire.ids import ConnectionId, HostId
 from shoal.wire.limits import MIB, PeerLimits
@@ -101,16 +103,20 @@ class PeerNode:
 
     async def start(self) -> None:
         """Loads the store, listens, connects. Raises UsageError or StoreError."""
+        options = self.options
+        ips = []
+        for ip, _ in options.listen:
+            ips.append(() if options.advertise else await ips_to_tell(ip, options.schedulers))
         generation, stored = await self.offload(self.store.load)
         context = self.options.tls
         secured = context is not None and context.enabled
-        upload = RateLimiter(self.options.upload_rate_bytes_s, self.clock)
-        download = RateLimiter(self.options.download_rate_bytes_s, self.clock)
+        upload = Turns(RateLimiter(self.options.upload_rate_bytes_s, self.clock))
+        download = Turns(RateLimiter(self.options.download_rate_bytes_s, self.clock))
         self.port = PiecePort(
             host_id=self.options.host_id,
             listen=self.options.listen,
             store=self.store,
-            upload_limiter=upload,
+            upload_turns=upload,
             clock=self.clock,
             post=self._post,
             supervisor=self.supervisor,
@@ -118,6 +124,7 @@ class PeerNode:
             ssl_context=tls.server_context(context) if secured and context is not None else None,
         )
         await self.port.start()
+        self.addresses = addresses_to_tell(options.advertise, self.port.addresses, ips)
         self.driver = PeerDriver(
             engine=self._engine(),
             store=self.store,
@@ -134,7 +141,7 @@ class PeerNode:
         return PeerEngine(
             host=HostInfo(
                 host_id=self.options.host_id,
-                addresses=self.options.advertise or self.port.addresses,
+                addresses=self.addresses,
                 zone=self.options.zone,
                 upload_rate_bytes_s=self.options.upload_rate_bytes_s,
                 download_rate_bytes_s=self.options.download_rate_bytes_s,
@@ -145,7 +152,7 @@ class PeerNode:
             scheduler_configured=bool(self.options.schedulers),
         )
 
-    def _assemble(self, download: RateLimiter, *, secured: bool) -> None:
+    def _assemble(self, download: Turns, *, secured: bool) -> None:
         options = self.options
         buffers = BufferPool(options.memory_budget_bytes)
         self.downloads = LocalDownloads(
@@ -175,7 +182,7 @@ class PeerNode:
             store=self.store,
             buffers=buffers,
             offload=self.offload,
-            download_limiter=download,
+            download_turns=download,
             clock=self.clock,
             post=self._post,
             supervisor=self.supervisor,

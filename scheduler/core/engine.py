@@ -91,6 +91,8 @@ class SchedulerEngine:
             msg.DigestList: self._digest_list,
         }
         self._next_host_check_ns: int | None = None
+        self._proven_names: dict[int, str] = {}
+        """Of sessions whose host showed a certificate."""
 
     def handle(self, event: ev.AnyEvent) -> list[AnyEffect]:
         """Takes one event in; returns what is to be done, in order."""
@@ -133,9 +135,12 @@ class SchedulerEngine:
 
     def _connected(self, event: ev.HostConnected) -> None:
         self.state.sessions[event.session] = None
+        if event.subject:
+            self._proven_names[event.session] = event.subject
 
     def _disconnected(self, event: ev.HostDisconnected) -> None:
         self.state.drop_outgoing(event.session)
+        self._proven_names.pop(event.session, None)
         host_id = self.state.sessions.pop(event.session, None)
         if host_id is None:
             return
@@ -171,6 +176,12 @@ class SchedulerEngine:
         versions = (msg.CONTROL_VERSION_MIN, msg.CONTROL_VERSION_MAX)
         version = min(hello.version_max, versions[1])
         host_id = hello.host.host_id
+        proven = self._proven_names.get(session, host_id)
+        if proven != host_id:
+            detail = f"its certificate is of {proven!r}, and host_id must be that name"
+            self._close(session, Reason.UNAUTHORIZED, detail)
+            del state.sessions[session]
+            return False
         refusal = ""
         known = state.hosts.get(host_id)
         if version < max(hello.version_min, versions[0]):

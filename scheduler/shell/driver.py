@@ -5,23 +5,19 @@ is a programmer's error: it is handed to the supervisor, which ends the daemon, 
 event is handled.
 """
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 from scheduler.core.effects import AnyEffect, CloseSession, Noted, SendToHost
 from scheduler.core.events import AnyEvent, Tick
+from shoal.runtime.alarm import Alarm
 from shoal.runtime.clock import Clock
 from shoal.runtime.control_codec import scheduler_entry
 from shoal.runtime.logs import Log
 from shoal.runtime.tasks import Supervisor
 from shoal.wire.errors import Reason
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
-
-TICK_NS_MIN: Final = MILLISECOND_NS
-"""A deadline that is already past waits so long, so that a wrong one cannot spin the loop."""
 
 
 class Engine(Protocol):
@@ -76,8 +72,7 @@ class SchedulerDriver:
         self._events: deque[AnyEvent] = deque()
         self._handling = False
         self._stopped = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_deadline_ns = 0
+        self._alarm = Alarm(next_deadline_ns=engine.next_deadline_ns, on_due=self._due, clock=clock)
         self._log = Log("scheduler.shell.driver")
         self.events_handled = 0
         self.busy_ns = 0
@@ -115,9 +110,7 @@ class SchedulerDriver:
         """Handles nothing from now on. Safe to call twice."""
         self._stopped = True
         self._events.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
 
     def _drain(self) -> None:
         while self._events:
@@ -131,7 +124,7 @@ class SchedulerDriver:
             if not self._stopped:
                 self._events.popleft()
         if not self._stopped:
-            self._arm()
+            self._alarm.arm()
 
     def _carry_out(self, effects: list[AnyEffect]) -> None:
         assert self._sessions is not None, "not attached"
@@ -158,28 +151,5 @@ class SchedulerDriver:
         fields = {name: value for name, value in about.items() if value is not None}
         self._log.info(effect.text, kind=effect.kind, **fields)
 
-    # ------------------------------------------------------------ time
-
-    def _arm(self) -> None:
-        """Sets the timer to the engine's deadline. A timer that is early enough is kept: it looks
-        again when it rings, which is cheaper than setting it anew at every event."""
-        deadline_ns = self._engine.next_deadline_ns()
-        if deadline_ns is None:
-            return
-        if self._timer is not None:
-            if self._timer_deadline_ns <= deadline_ns:
-                return
-            self._timer.cancel()
-        wait_ns = max(deadline_ns - self._clock.now_ns(), TICK_NS_MIN)
-        self._timer_deadline_ns = deadline_ns
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(wait_ns / SECOND_NS, self._rang)
-
-    def _rang(self) -> None:
-        self._timer = None
-        now_ns = self._clock.now_ns()
-        deadline_ns = self._engine.next_deadline_ns()
-        if deadline_ns is not None and deadline_ns <= now_ns:
-            self.post(Tick(now_ns=now_ns))
-        else:
-            self._arm()
+    def _due(self, now_ns: int) -> None:
+        self.post(Tick(now_ns=now_ns))

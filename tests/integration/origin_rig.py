@@ -21,6 +21,7 @@ from peer.shell.origin.request import OriginRequest
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import InlineOffload, Offload, Supervisor
+from shoal.runtime.turns import Turns
 from shoal.wire.control import TaskDescriptor
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import LeaseNumber, RequestId, SourceId, TaskId
@@ -156,7 +157,7 @@ class Rig:
             self.store,
             self.buffers,
             offload or InlineOffload(),
-            limiter or RateLimiter(0, clock),
+            Turns(limiter or RateLimiter(0, clock)),
             clock,
             self._post,
             self.supervisor,

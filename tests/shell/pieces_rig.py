@@ -27,6 +27,7 @@ from shoal.runtime.config_values import SecretFile
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.sections import TlsSection
 from shoal.runtime.tasks import InlineOffload, Supervisor
+from shoal.runtime.turns import Turns
 from shoal.wire import frames
 from shoal.wire.control import Address
 from shoal.wire.digest import piece_digest
@@ -164,7 +165,7 @@ class Rig:
             host_id=PARENT,
             listen=(("127.0.0.1", 0),),
             store=self.source,
-            upload_limiter=RateLimiter(upload_bytes_s, self.clock),
+            upload_turns=Turns(RateLimiter(upload_bytes_s, self.clock)),
             clock=self.clock,
             post=self.at_parent.post,
             supervisor=self.supervisor,
@@ -176,7 +177,7 @@ class Rig:
             store=self.target,
             buffers=self.buffers,
             offload=InlineOffload(),
-            download_limiter=RateLimiter(download_bytes_s, self.clock),
+            download_turns=Turns(RateLimiter(download_bytes_s, self.clock)),
             clock=self.clock,
             post=self.at_child.post,
             supervisor=self.supervisor,

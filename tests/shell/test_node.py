@@ -24,7 +24,8 @@ from peer.shell.node import NodeOptions, PeerNode
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import Endpoint
-from shoal.wire.errors import Reason
+from shoal.wire.control import Address
+from shoal.wire.errors import Reason, UsageError
 from shoal.wire.ids import HostId
 from shoal.wire.limits import KIB, MIB
 
@@ -211,3 +212,40 @@ async def test_shutting_down_within_a_download_is_quick(tmp_path: Path, origin: 
         await node.close()
         assert time.monotonic() - began < 2.0
     assert not (tmp_path / "a").exists()
+
+
+# ---------------------------------------------------------------- addresses
+
+
+async def test_other_hosts_are_never_told_all_addresses(tmp_path: Path) -> None:
+    options = NodeOptions(
+        host_id=HostId("a"),
+        store_root=tmp_path / "a",
+        listen=(("0.0.0.0", 0),),
+        schedulers=("127.0.0.1:1",),
+    )
+    node = PeerNode(options)
+    try:
+        with pytest.raises(UsageError, match=r"set piece\.advertise"):
+            await node.start()
+    finally:
+        await node.close()
+
+
+async def test_an_advertised_port_of_zero_is_the_one_listened_on(tmp_path: Path) -> None:
+    options = NodeOptions(
+        host_id=HostId("a"),
+        store_root=tmp_path / "a",
+        listen=(("127.0.0.1", 0),),
+        advertise=(Address("192.0.2.1", 0), Address("192.0.2.2", 7)),
+    )
+    node = PeerNode(options)
+    try:
+        await node.start()
+        port = node.port.addresses[0].port
+        assert node.driver.engine.state.host.addresses == (
+            Address("192.0.2.1", port),
+            Address("192.0.2.2", 7),
+        )
+    finally:
+        await node.close()

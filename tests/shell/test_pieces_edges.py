@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,57 @@ async def test_a_parent_that_says_nothing_is_given_up(
         assert (await rig.refused(addresses=(address,))).reason is Reason.PEER_STALLED
 
 
+@contextlib.asynccontextmanager
+async def silent_hosts(count: int) -> AsyncIterator[list[Address]]:
+    """Addresses that accept, and say nothing; checks that every connection is closed again."""
+    ended: list[asyncio.Future[bytes]] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(asyncio.ensure_future(reader.read()))
+        await asyncio.wait(ended[-1:])
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    servers = [await asyncio.start_server(accept, "127.0.0.1", 0) for _ in range(count)]
+    try:
+        yield [Address(*server.sockets[0].getsockname()) for server in servers]
+        async with asyncio.timeout(5):
+            await asyncio.gather(*ended, return_exceptions=True)
+    finally:
+        for server in servers:
+            server.close()
+
+
+@pytest.mark.parametrize("secured", [False, True])
+async def test_a_silent_address_holds_up_no_other(tmp_path: Path, secured: bool) -> None:
+    async with rig_of(tmp_path, secured=secured) as rig, silent_hosts(2) as silent:
+        own = rig.port.addresses
+        connection_id = await rig.connect(addresses=(*silent, *own, silent[0]))
+        rig.open(connection_id)
+        await rig.at_child.wait(ev.ParentOpened)
+        assert (await rig.at_child.ended(rig.fetch(connection_id))).reason is None
+        # One connection, and no news of the others.
+        assert len(rig.at_child.of(ev.ParentConnected)) == 1
+        assert not rig.at_child.of(ev.ParentConnectFailed)
+        assert not rig.at_child.of(ev.ParentClosed)
+
+
+async def test_an_address_that_passed_to_another_host_is_passed_over(tmp_path: Path) -> None:
+    async with rig_of(tmp_path) as rig, raw_parent(hello_of("gamma")) as address:
+        await rig.connect(addresses=(address, *rig.port.addresses))
+        assert not rig.at_child.of(ev.ParentConnectFailed)
+
+
+async def test_two_addresses_of_one_host_make_one_connection(tmp_path: Path) -> None:
+    async with rig_of(tmp_path) as rig:
+        connection_id = await rig.connect(addresses=rig.port.addresses * 16)
+        rig.open(connection_id)
+        await rig.at_child.wait(ev.ParentOpened)
+        assert (await rig.at_child.ended(rig.fetch(connection_id))).reason is None
+        assert len(rig.at_child.of(ev.ParentConnected)) == 1
+
+
 async def test_stopping_while_connecting_closes_the_socket(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -92,6 +144,35 @@ async def test_stopping_while_connecting_closes_the_socket(tmp_path: Path) -> No
 
 def connect_to(address: Address) -> fx.Connect:
     return fx.Connect(host_id=PARENT, addresses=(address,))
+
+
+@pytest.mark.parametrize(
+    ("told", "taken_for"),
+    [
+        (Reason.NOT_HELD, Reason.NOT_HELD),
+        (Reason.UNKNOWN_TASK, Reason.UNKNOWN_TASK),
+        (Reason.UNAUTHORIZED, Reason.UNAUTHORIZED),
+        (Reason.OVERLOADED, Reason.NOT_HELD),
+        (Reason.SHUTTING_DOWN, Reason.NOT_HELD),
+        (Reason.PEER_REFUSED, Reason.NOT_HELD),
+        (Reason.DISK_FULL, Reason.PEER_PROTOCOL),
+        (Reason.DISK_FAILED, Reason.PEER_PROTOCOL),
+        (Reason.PEER_CORRUPT, Reason.PEER_PROTOCOL),
+        (Reason.PEER_BUSY, Reason.PEER_PROTOCOL),
+        (Reason.CANCELLED, Reason.PEER_PROTOCOL),
+        (Reason.ORIGIN_NOT_FOUND, Reason.PEER_PROTOCOL),
+    ],
+)
+async def test_a_parent_speaks_for_itself_alone(
+    tmp_path: Path, told: Reason, taken_for: Reason
+) -> None:
+    """A reason from another host must never pass for a failure of this one."""
+    async with rig_of(tmp_path) as rig:
+        rig.serve = lambda number, piece, connection_id: rig.port.reject(
+            fx.SendReject(connection_id=connection_id, child_request=number, reason=told)
+        )
+        connection_id = await rig.opened()
+        assert (await rig.at_child.ended(rig.fetch(connection_id))).reason is taken_for
 
 
 @pytest.mark.parametrize(

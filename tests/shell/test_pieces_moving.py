@@ -1,6 +1,8 @@
 """Pieces between two hosts on real sockets, on both event loops, plain and with TLS."""
 
 import asyncio
+import errno
+import os
 
 import pytest
 
@@ -129,6 +131,34 @@ async def test_a_piece_that_cannot_be_lent_is_rejected(rig: Rig) -> None:
     ended = await rig.at_child.ended(rig.fetch(connection_id, 0))
     assert ended.reason is Reason.NOT_HELD
     assert (await rig.at_parent.wait(ev.ServeEnded)).reason is Reason.DISK_FAILED
+
+
+@with_rig(pieces=2)
+async def test_a_stored_file_that_is_too_short_is_a_failure_of_this_disk(rig: Rig) -> None:
+    os.truncate(rig.source.path, PIECE_BYTES + 1000)
+    connection_id = await rig.opened()
+    request_id = rig.fetch(connection_id, 1)
+    served = await rig.at_parent.wait(ev.ServeEnded)
+    assert (served.piece, served.reason) == (1, Reason.DISK_FAILED)
+    assert "shorter" in served.detail
+    # Its header was sent already: only an end of the connection can tell the child.
+    assert (await rig.at_child.ended(request_id)).reason is Reason.PEER_LOST
+    await rig.at_parent.wait(ev.ChildGone)
+
+
+@with_rig(pieces=2)
+async def test_a_stored_file_that_cannot_be_read_is_a_failure_of_this_disk(rig: Rig) -> None:
+    def broken(*_arguments: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    connection_id = await rig.opened()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sendfile", broken)
+        patch.setattr(os, "pread", broken)
+        request_id = rig.fetch(connection_id, 1)
+        served = await rig.at_parent.wait(ev.ServeEnded)
+    assert (served.piece, served.reason) == (1, Reason.DISK_FAILED)
+    assert (await rig.at_child.ended(request_id)).reason is Reason.PEER_LOST
 
 
 # ---------------------------------------------------------------- cancelling

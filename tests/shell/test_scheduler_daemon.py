@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import aiohttp
 import grpc
@@ -14,9 +15,11 @@ from scheduler.core.events import AnyEvent, FromHost
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import Endpoint
+from shoal.runtime.grpc_tls import grpc_channel_credentials
 from shoal.wire.control import Welcome
 from shoal.wire.errors import UsageError
 from tests.shell.control_rig import FakeEngine, connected, hello
+from tests.shell.pieces_rig import section
 
 ANY_PORT = Endpoint("127.0.0.1", 0)
 CONFIG = SchedulerConfig(listen=ANY_PORT, status=StatusSection(listen=ANY_PORT), scheduler_id="s1")
@@ -45,6 +48,26 @@ async def test_a_host_is_welcomed_by_the_real_core(daemon: SchedulerDaemon) -> N
     assert batch is not None
     assert isinstance(batch[0], Welcome)
     assert batch[0].scheduler_id == "s1"
+
+
+async def test_a_host_cannot_pose_as_another() -> None:
+    daemon = SchedulerDaemon(replace(CONFIG, tls=section("alpha")))
+    await daemon.start()
+    try:
+        credentials = grpc_channel_credentials(section("beta"))
+        async with connected(daemon.address, credentials) as host:
+            await host.send(hello("gamma"))
+            code, detail = await host.ended()
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            assert detail.startswith("unauthorized: ")
+            assert "'beta'" in detail
+        async with connected(daemon.address, credentials) as host:
+            await host.send(hello("beta"))
+            batch = await host.read()
+            assert batch is not None
+            assert isinstance(batch[0], Welcome)
+    finally:
+        await daemon.close()
 
 
 async def test_health_and_metrics(daemon: SchedulerDaemon) -> None:

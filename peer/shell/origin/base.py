@@ -52,6 +52,11 @@ class OriginBody(Protocol):
         there. The reader receives them like all others and throws them away."""
         ...
 
+    async def wait(self) -> bool:
+        """Waits until `receive_into` has something to give at once; False at the end of the range.
+        Raises OriginError as that does."""
+        ...
+
     async def receive_into(self, view: memoryview) -> int:
         """Puts the next bytes into a prefix of a view that is not empty, and returns how many:
         0 only at the end of the range. Raises OriginError, also for a body that is too short."""

@@ -59,20 +59,26 @@ class HttpBody:
         """Bytes before the start that was asked for: an origin without ranges sends them all."""
         return self._skip_bytes
 
+    async def wait(self) -> bool:
+        """Waits until there are bytes to receive; False at the end. Raises OriginError."""
+        expected = self._expected_bytes
+        if expected is not None and self._received_bytes >= expected:
+            return False
+        if not self._chunk:
+            self._chunk = memoryview(await self._next())
+            if not self._chunk and expected is not None:
+                raise self._short(expected)
+        return bool(self._chunk)
+
     async def receive_into(self, view: memoryview) -> int:
         """Puts the next bytes into a prefix of the view; 0 at the end. Raises OriginError."""
+        if not view or not await self.wait():
+            return 0
         expected = self._expected_bytes
         room = len(view) if expected is None else min(len(view), expected - self._received_bytes)
-        if room == 0:
-            return 0
-        chunk = self._chunk or memoryview(await self._next())
-        if not chunk:
-            if expected is not None:
-                raise self._short(expected)
-            return 0
-        count = min(room, len(chunk))
-        view[:count] = chunk[:count]
-        self._chunk = chunk[count:]
+        count = min(room, len(self._chunk))
+        view[:count] = self._chunk[:count]
+        self._chunk = self._chunk[count:]
         self._received_bytes += count
         return count
 

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from peer.core.effects import ReadOrigin
 from peer.core.events import PieceRecord
 from peer.shell.origin.base import OriginBody, OriginError
-from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload
+from shoal.runtime.turns import Turns
 from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.ids import TaskId
@@ -25,7 +25,7 @@ PIECES_STORING_MAX: Final = 2
 """Two hide the disk's and the hash's latency; more would only hold memory."""
 
 RECEIVE_BYTES_MAX: Final = 256 * KIB
-"""Most bytes taken from the connection between two looks at the rate limit."""
+"""Most bytes taken from the connection in one turn at the rate limit."""
 
 
 class HeldBuffer(Protocol):
@@ -73,7 +73,7 @@ class PieceRun:
         store: PieceSink,
         buffers: Buffers,
         offload: Offload,
-        limiter: RateLimiter,
+        turns: Turns,
         stored: Stored,
     ) -> None:
         self._effect = effect
@@ -81,7 +81,7 @@ class PieceRun:
         self._store = store
         self._buffers = buffers
         self._offload = offload
-        self._limiter = limiter
+        self._turns = turns
         self._stored = stored
         self._storing: set[asyncio.Task[None]] = set()
         self._ready: dict[int, tuple[bytes, int]] = {}
@@ -151,11 +151,16 @@ class PieceRun:
         """Fills the view unless the body ends before; returns how far."""
         filled = 0
         while filled < len(view):
-            count = await body.receive_into(view[filled : filled + RECEIVE_BYTES_MAX])
-            if count == 0:
+            # Nothing is paid while nothing is there: other connections can use it meanwhile.
+            if not await body.wait():
                 break
+            paid = await self._turns.acquire(min(RECEIVE_BYTES_MAX, len(view) - filled))
+            count = 0
+            try:
+                count = await body.receive_into(view[filled : filled + paid])
+            finally:
+                self._turns.settle(paid, count)
             filled += count
-            await self._limiter.acquire(count)
         return filled
 
     async def _wait_storing(self, down_to: int) -> None:

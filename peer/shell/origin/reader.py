@@ -18,8 +18,8 @@ from peer.shell.origin.pieces import Buffers, PieceRun, PieceSink, end_of
 from peer.shell.origin.request import OriginRequest
 from peer.shell.store.errors import StoreError
 from shoal.runtime.clock import Clock
-from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload, Running, Supervisor
+from shoal.runtime.turns import Turns
 from shoal.wire.errors import Reason, ShoalError
 from shoal.wire.ids import RequestId, SourceId
 
@@ -66,7 +66,7 @@ class OriginReader:
         store: PieceSink,
         buffers: Buffers,
         offload: Offload,
-        download_limiter: RateLimiter,
+        download_turns: Turns,
         clock: Clock,
         post: Callable[[AnyEvent], None],
         supervisor: Supervisor,
@@ -76,7 +76,7 @@ class OriginReader:
         self._store = store
         self._buffers = buffers
         self._offload = offload
-        self._limiter = download_limiter
+        self._turns = download_turns
         self._clock = clock
         self._post = post
         self._supervisor = supervisor
@@ -196,7 +196,7 @@ class OriginReader:
             store=self._store,
             buffers=self._buffers,
             offload=self._offload,
-            limiter=self._limiter,
+            turns=self._turns,
             stored=lambda piece, digest, length: self._piece_stored(
                 effect.request_id, piece, digest, length
             ),

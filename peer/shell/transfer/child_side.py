@@ -5,9 +5,9 @@ every one that has an answer gets exactly one. Whom to ask for what is the core'
 """
 
 import asyncio
-import secrets
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from peer.core.effects import (
@@ -21,35 +21,27 @@ from peer.core.effects import (
 from peer.core.events import (
     AnyEvent,
     FetchEnded,
-    ParentActive,
     ParentClosed,
     ParentConnected,
     ParentConnectFailed,
-    ParentHave,
-    ParentOpened,
-    ParentRefused,
-    ParentWithdrew,
     PieceRecord,
 )
-from peer.shell.buffers import BufferPool, PieceBuffer
+from peer.shell.buffers import BufferPool
 from peer.shell.store.errors import StoreError
 from peer.shell.transfer import sockets as net
-from peer.shell.transfer.frame_receiver import PayloadTarget, Receiver
+from peer.shell.transfer.parent_connection import Arrival, NotGreetedError, ParentConnection
 from peer.shell.transfer.socket_channel import Channel
 from shoal.runtime.clock import Clock
-from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload, Supervisor
 from shoal.runtime.tls import common_name
-from shoal.wire import bitfield, frames
+from shoal.runtime.turns import Turns
+from shoal.wire import frames
+from shoal.wire.control import Address
 from shoal.wire.digest import piece_digest, swarm_proof
-from shoal.wire.errors import ProtocolError, Reason
+from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, LeaseNumber, RequestId, TaskId
-from shoal.wire.limits import MILLISECOND_NS, REQUESTS_PER_FRAME_MAX
 
 CONNECT_TIMEOUT_S: Final = 3.0
-ACTIVE_INTERVAL_NS: Final = 500 * MILLISECOND_NS
-CANCELLED_MAX: Final = 1024
-"""Cancelled requests whose answer is still awaited, per connection."""
 
 
 class PieceStore(Protocol):
@@ -62,308 +54,6 @@ class PieceStore(Protocol):
         ...
 
 
-class _Arrival:
-    """A piece on its way into a buffer."""
-
-    def __init__(
-        self,
-        effect: FetchPiece,
-        header: frames.Piece,
-        buffer: PieceBuffer,
-        on_finished: Callable[["_Arrival"], None],
-    ) -> None:
-        self.effect = effect
-        self.header = header
-        self.buffer = buffer
-        self.view = buffer.view
-        self._on_finished = on_finished
-        self.whole = False
-
-    def finished(self) -> None:
-        """All bytes are there."""
-        self.whole = True
-        self._on_finished(self)
-
-
-class _ParentConnection:
-    """One connection to a parent."""
-
-    def __init__(self, owner: "ParentConnections", host_id: HostId, started_ns: int) -> None:
-        self.owner = owner
-        self.host_id = host_id
-        self.connection_id = owner.next_connection_id()
-        self.started_ns = started_ns
-        self.nonce: bytes | None = None
-        self.channel: Channel | None = None
-        self.tasks: dict[int, tuple[TaskId, int]] = {}
-        """Task and bound of piece numbers by channel number."""
-        self.numbers: dict[TaskId, int] = {}
-        self.requests: dict[int, FetchPiece] = {}
-        self.cancelled: dict[int, None] = {}
-        self.arrivals: dict[int, _Arrival] = {}
-        self.arriving: _Arrival | None = None
-        self.outgoing: dict[int, list[tuple[int, int]]] = {}
-        self.cancels: list[int] = []
-        self.flush_planned = False
-        self.end_reason = Reason.PEER_LOST
-        self.next_number = 0
-        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.receiver = Receiver(
-            on_frame=self.on_frame,
-            on_error=self.on_protocol_error,
-            download_limiter=owner.download_limiter,
-            on_activity=self.on_activity,
-        )
-        self.told_active_ns = started_ns
-
-    def start(self, channel: Channel) -> None:
-        self.channel = channel
-        self.receiver.channel = channel
-        hello = frames.Hello(
-            frames.PEER_VERSION_MIN,
-            frames.PEER_VERSION_MAX,
-            self.owner.host_id,
-            secrets.token_bytes(frames.NONCE_BYTES),
-        )
-        channel.send_frame(frames.encode(hello))
-        channel.start_reading()
-
-    def send(self, frame: frames.Frame) -> None:
-        if self.channel is not None:
-            self.channel.send_frame(frames.encode(frame))
-
-    def close(self, reason: Reason, detail: str) -> None:
-        self.end_reason = reason
-        if self.channel is not None:
-            self.channel.close(detail)
-
-    # ------------------------------------------------------------ frames
-
-    def on_protocol_error(self, error: ProtocolError) -> None:
-        self.close(Reason.PEER_PROTOCOL, str(error))
-
-    def on_frame(self, frame: frames.Frame) -> PayloadTarget | None:
-        if isinstance(frame, frames.Hello):
-            self.on_hello(frame)
-            return None
-        if self.nonce is None:
-            raise ProtocolError("a frame before hello")
-        match frame:
-            case frames.Piece():
-                return self.on_piece(frame)
-            case frames.Have() | frames.Withdraw() | frames.Opened() | frames.Refused():
-                self.on_news(frame)
-            case frames.Busy():
-                self.end_request(frame.request_id, Reason.PEER_BUSY, frame.retry_after_ms)
-            case frames.Reject():
-                self.end_request(frame.request_id, frame.reason)
-            case _:
-                raise ProtocolError(f"{type(frame).__name__} from a parent")
-        return None
-
-    def on_hello(self, hello: frames.Hello) -> None:
-        if self.nonce is not None:
-            raise ProtocolError("a second hello")
-        if hello.host_id != self.host_id:
-            raise ProtocolError(f"host {hello.host_id} answered instead of {self.host_id}")
-        if hello.version_max < frames.PEER_VERSION_MIN or (
-            hello.version_min > frames.PEER_VERSION_MAX
-        ):
-            raise ProtocolError(
-                f"it speaks versions {hello.version_min} to {hello.version_max}, we "
-                f"{frames.PEER_VERSION_MIN} to {frames.PEER_VERSION_MAX}"
-            )
-        self.nonce = hello.nonce
-        if not self.greeted.done():
-            self.greeted.set_result(None)
-
-    def on_news(
-        self, frame: frames.Have | frames.Withdraw | frames.Opened | frames.Refused
-    ) -> None:
-        known = self.tasks.get(frame.channel)
-        if known is None:
-            return  # News of a channel that was closed meanwhile.
-        task_id, bound = known
-        now_ns = self.owner.clock.now_ns()
-        match frame:
-            case frames.Have():
-                self.owner.post(
-                    ParentHave(
-                        now_ns=now_ns,
-                        connection_id=self.connection_id,
-                        task_id=task_id,
-                        new=bitfield.from_ranges(frame.ranges, bound),
-                    )
-                )
-            case frames.Withdraw():
-                self.owner.post(
-                    ParentWithdrew(
-                        now_ns=now_ns,
-                        connection_id=self.connection_id,
-                        task_id=task_id,
-                        gone=bitfield.from_ranges(frame.ranges, bound),
-                    )
-                )
-            case frames.Opened():
-                self.owner.post(
-                    ParentOpened(
-                        now_ns=now_ns,
-                        connection_id=self.connection_id,
-                        task_id=task_id,
-                        epoch=frame.epoch,
-                        held=bitfield.from_bytes(frame.bitmap, bound),
-                    )
-                )
-            case frames.Refused():
-                self.forget_channel(task_id)
-                self.owner.post(
-                    ParentRefused(
-                        now_ns=now_ns,
-                        connection_id=self.connection_id,
-                        task_id=task_id,
-                        reason=frame.reason,
-                    )
-                )
-
-    def forget_channel(self, task_id: TaskId) -> None:
-        number = self.numbers.pop(task_id, None)
-        if number is not None:
-            del self.tasks[number]
-
-    def on_activity(self) -> None:
-        """Payload came and its piece is not whole yet: a slow parent is not a stalled one."""
-        now_ns = self.owner.clock.now_ns()
-        if now_ns - self.told_active_ns >= ACTIVE_INTERVAL_NS:
-            self.told_active_ns = now_ns
-            self.owner.post(ParentActive(now_ns=now_ns, connection_id=self.connection_id))
-
-    def end_request(self, number: int, reason: Reason, retry_after_ms: int = 0) -> None:
-        if self.cancelled.pop(number, 0) is None:
-            return
-        effect = self.requests.pop(number, None)
-        if effect is None or number in self.arrivals:
-            raise ProtocolError(f"an answer to request {number}, which is not open")
-        self.owner.end(effect.request_id, reason, retry_after_ms=retry_after_ms)
-
-    # ------------------------------------------------------------ pieces
-
-    def on_piece(self, header: frames.Piece) -> PayloadTarget | None:
-        if self.cancelled.pop(header.request_id, 0) is None:
-            return None  # It was on its way already: read and dropped.
-        effect = self.requests.get(header.request_id)
-        if effect is None or header.request_id in self.arrivals:
-            raise ProtocolError(f"a piece for request {header.request_id}, which is not open")
-        if header.length_bytes != effect.length_bytes:
-            raise ProtocolError(
-                f"piece {effect.piece} has {effect.length_bytes} bytes, not {header.length_bytes}"
-            )
-        refusal = None
-        if header.epoch != effect.epoch and (header.epoch or not effect.provisional):
-            refusal = Reason.NOT_HELD
-        elif effect.expected and header.digest != effect.expected:
-            refusal = Reason.PEER_CONTRADICTED
-        if refusal is not None:
-            del self.requests[header.request_id]
-            self.owner.end(effect.request_id, refusal)
-            return None
-        buffer = self.owner.buffers.try_acquire(header.length_bytes)
-        if buffer is not None:
-            return self.arrive(effect, header, buffer)
-        self.receiver.hold()
-        self.owner.supervisor.spawn(self.wait_for_buffer(effect, header), "piece buffer")
-        return None
-
-    def arrive(
-        self, effect: FetchPiece, header: frames.Piece, buffer: PieceBuffer
-    ) -> PayloadTarget:
-        arrival = _Arrival(effect, header, buffer, self.on_arrived)
-        self.arrivals[header.request_id] = arrival
-        return arrival
-
-    async def wait_for_buffer(self, effect: FetchPiece, header: frames.Piece) -> None:
-        buffer = await self.owner.buffers.acquire(header.length_bytes)
-        channel = self.channel
-        gone = channel is None or channel.closed
-        if gone or header.request_id not in self.requests:
-            buffer.release()
-            if not gone:
-                self.cancelled.pop(header.request_id, None)
-                self.receiver.go_on(None)
-            return
-        self.receiver.go_on(self.arrive(effect, header, buffer))
-
-    def on_arrived(self, arrival: _Arrival) -> None:
-        del self.arrivals[arrival.header.request_id]
-        if self.requests.pop(arrival.header.request_id, None) is None:
-            self.cancelled.pop(arrival.header.request_id, None)
-            arrival.buffer.release()
-            return
-        self.owner.supervisor.spawn(self.owner.keep(arrival), "keep piece")
-
-    # ------------------------------------------------------------ requests
-
-    def request(self, effect: FetchPiece, number: int) -> None:
-        self.requests[effect.request_id] = effect
-        self.outgoing.setdefault(number, []).append((effect.request_id, effect.piece))
-        self.plan_flush()
-
-    def cancel(self, request_id: RequestId) -> bool:
-        effect = self.requests.pop(request_id, None)
-        if effect is None:
-            return False
-        number = self.numbers.get(effect.task_id)
-        unsent = self.outgoing.get(number, []) if number is not None else []
-        pair = (int(effect.request_id), effect.piece)
-        if pair in unsent:
-            unsent.remove(pair)
-        else:
-            self.cancelled[request_id] = None
-            if len(self.cancelled) > CANCELLED_MAX:
-                self.close(Reason.PEER_STALLED, "does not answer cancelled requests")
-                return True
-            if request_id not in self.arrivals:
-                self.cancels.append(request_id)
-                self.plan_flush()
-        return True
-
-    def plan_flush(self) -> None:
-        if not self.flush_planned:
-            self.flush_planned = True
-            asyncio.get_running_loop().call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Requests of one turn of the loop share a frame."""
-        self.flush_planned = False
-        for number, requests in self.outgoing.items():
-            for start in range(0, len(requests), REQUESTS_PER_FRAME_MAX):
-                part = tuple(requests[start : start + REQUESTS_PER_FRAME_MAX])
-                self.send(frames.Request(number, part))
-        self.outgoing.clear()
-        for start in range(0, len(self.cancels), REQUESTS_PER_FRAME_MAX):
-            self.send(frames.Cancel(tuple(self.cancels[start : start + REQUESTS_PER_FRAME_MAX])))
-        self.cancels.clear()
-
-    def on_closed(self, detail: str) -> None:
-        self.receiver.stop()
-        if not self.greeted.done():
-            reason = self.end_reason
-            self.greeted.set_exception(_NotGreeted(reason, detail))
-            return
-        for arrival in self.arrivals.values():
-            arrival.buffer.release()
-        self.arrivals.clear()
-        for effect in list(self.requests.values()):
-            self.owner.end(effect.request_id, Reason.PEER_LOST)
-        self.requests.clear()
-        self.owner.closed(self, detail)
-
-
-class _NotGreeted(Exception):
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 class ParentConnections:
     """Connections to parents."""
 
@@ -374,7 +64,7 @@ class ParentConnections:
         store: PieceStore,
         buffers: BufferPool,
         offload: Offload,
-        download_limiter: RateLimiter | None,
+        download_turns: Turns | None,
         clock: Clock,
         post: Callable[[AnyEvent], None],
         supervisor: Supervisor,
@@ -383,7 +73,7 @@ class ParentConnections:
     ) -> None:
         self.host_id = host_id
         self.buffers = buffers
-        self.download_limiter = download_limiter
+        self.download_turns = download_turns
         self.clock = clock
         self.post = post
         self.supervisor = supervisor
@@ -392,8 +82,8 @@ class ParentConnections:
         self._store = store
         self._offload = offload
         self._ssl_context = ssl_context
-        self._connections: dict[ConnectionId, _ParentConnection] = {}
-        self._of_request: dict[RequestId, _ParentConnection] = {}
+        self._connections: dict[ConnectionId, ParentConnection] = {}
+        self._of_request: dict[RequestId, ParentConnection] = {}
 
     # ------------------------------------------------------------ connections
 
@@ -402,70 +92,71 @@ class ParentConnections:
         self.supervisor.spawn(self._connect(effect), f"connect {effect.host_id}")
 
     async def _connect(self, effect: Connect) -> None:
-        connection = _ParentConnection(self, effect.host_id, self.clock.now_ns())
-        reason, detail = Reason.PEER_LOST, "no address"
+        reason, detail = Reason.PEER_LOST, "the host told no address"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._greet(connection, effect)
+                connection = await net.race(
+                    [partial(self._greet, effect, address) for address in effect.addresses],
+                    failures=(OSError, NotGreetedError),
+                    discard=lambda late: late.close(Reason.CANCELLED, "another one was faster"),
+                )
         except TimeoutError:
             reason, detail = Reason.PEER_STALLED, f"no answer in {CONNECT_TIMEOUT_S:.0f} s"
-        except _NotGreeted as error:
+        except NotGreetedError as error:
             reason, detail = error.reason, str(error)
         except OSError as error:
-            detail = error.strerror or type(error).__name__
-        except asyncio.CancelledError:
-            # The daemon stops: nobody is told, but the socket must not stay open.
-            connection.greeted.cancel()
-            connection.close(Reason.SHUTTING_DOWN, "stopping")
-            raise
+            detail = error.strerror or str(error)
         else:
-            self._connections[connection.connection_id] = connection
-            now_ns = self.clock.now_ns()
-            self.post(
-                ParentConnected(
-                    now_ns=now_ns,
-                    host_id=effect.host_id,
-                    connection_id=connection.connection_id,
-                    round_trip_ns=now_ns - connection.started_ns,
-                )
-            )
-            return
-        connection.greeted.cancel()
-        if connection.channel is not None and not connection.channel.closed:
-            connection.channel.close(detail)
+            if connection.open:
+                self._connected(connection)
+                return
+            # Lost between its hello and this turn of the loop: nobody would tell of its end.
+            reason, detail = connection.end_reason, "closed right after hello"
         self.post(
             ParentConnectFailed(
                 now_ns=self.clock.now_ns(), host_id=effect.host_id, reason=reason, detail=detail
             )
         )
 
-    async def _greet(self, connection: _ParentConnection, effect: Connect) -> None:
-        if not effect.addresses:
-            raise OSError("the host told no address")
-        sock = await net.connect_any(
-            tuple((address.ip, address.port) for address in effect.addresses)
-        )
-        connection.started_ns = self.clock.now_ns()
-        if self._ssl_context is not None:
-            secured = await net.start_tls(
-                sock, self._ssl_context, server_side=False, server_name=None
+    def _connected(self, connection: ParentConnection) -> None:
+        self._connections[connection.connection_id] = connection
+        now_ns = self.clock.now_ns()
+        self.post(
+            ParentConnected(
+                now_ns=now_ns,
+                host_id=connection.host_id,
+                connection_id=connection.connection_id,
+                round_trip_ns=now_ns - connection.started_ns,
             )
-            proven = common_name(secured)
-            if proven != effect.host_id:
-                secured.close()
-                raise _NotGreeted(Reason.PEER_PROTOCOL, f"its certificate is of {proven!r}")
-            sock = secured
-        channel = Channel(
-            sock,
-            upload_limiter=None,
-            on_readable=connection.receiver.readable,
-            on_closed=connection.on_closed,
         )
-        connection.start(channel)
-        await connection.greeted
-        if channel.closed:
-            # Lost between its hello and this turn of the loop: nobody would tell of its end.
-            raise _NotGreeted(connection.end_reason, "closed right after hello")
+
+    async def _greet(self, effect: Connect, address: Address) -> ParentConnection:
+        """Connects to one address and waits for the right hello. Raises OSError and
+        NotGreetedError; the socket is closed then, and when it is cancelled."""
+        sock = await net.connect((address.ip, address.port))
+        connection = ParentConnection(self, effect.host_id, self.clock.now_ns())
+        try:
+            if self._ssl_context is not None:
+                sock = secured = await net.start_tls(
+                    sock, self._ssl_context, server_side=False, server_name=None
+                )
+                proven = common_name(secured)
+                if proven != effect.host_id:
+                    raise NotGreetedError(Reason.PEER_PROTOCOL, f"its certificate is of {proven!r}")
+            channel = Channel(
+                sock,
+                upload_turns=None,
+                on_readable=connection.receiver.readable,
+                on_closed=connection.on_closed,
+            )
+            connection.start(channel)
+            await connection.greeted
+        except BaseException:
+            connection.greeted.cancel()
+            connection.close(Reason.CANCELLED, "given up")
+            sock.close()
+            raise
+        return connection
 
     def disconnect(self, effect: Disconnect) -> None:
         """Answered by the ends of its requests, then `ParentClosed`."""
@@ -473,7 +164,7 @@ class ParentConnections:
         if connection is not None:
             connection.close(Reason.CANCELLED, "no longer needed")
 
-    def closed(self, connection: _ParentConnection, detail: str) -> None:
+    def closed(self, connection: ParentConnection, detail: str) -> None:
         """A connection ended."""
         if self._connections.pop(connection.connection_id, None) is not None:
             self.post(
@@ -545,7 +236,7 @@ class ParentConnections:
             )
         )
 
-    async def keep(self, arrival: _Arrival) -> None:
+    async def keep(self, arrival: Arrival) -> None:
         """Verifies and writes a piece beside the loop, then ends its request."""
         effect, header = arrival.effect, arrival.header
         reason: Reason | None = None
@@ -571,7 +262,7 @@ class ParentConnections:
             )
         )
 
-    def _verify_and_write(self, arrival: _Arrival) -> bool:
+    def _verify_and_write(self, arrival: Arrival) -> bool:
         effect, header = arrival.effect, arrival.header
         if piece_digest(effect.algorithm, arrival.view) != header.digest:
             return False

@@ -1,15 +1,15 @@
 """Reads frames and payload from a channel. Shared by both sides of a connection.
 
 The owner says where each piece's payload goes: a buffer, nowhere (it is read and dropped), or
-"wait" while there is no memory. Decides nothing about frames.
+"wait" while there is no memory. Where a rate limit holds, it is paid before anything is read, in
+turns with all other connections. Decides nothing about frames.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from peer.shell.transfer.socket_channel import SLICE_BYTES, TURNS_MAX, Channel
-from shoal.runtime.rates import RateLimiter
+from shoal.runtime.turns import Turn, Turns
 from shoal.wire.errors import ProtocolError
 from shoal.wire.frames import Frame, FrameDecoder, Piece
 from shoal.wire.limits import KIB
@@ -37,19 +37,19 @@ class Receiver:
         *,
         on_frame: Callable[[Frame], PayloadTarget | None],
         on_error: Callable[[ProtocolError], None],
-        download_limiter: RateLimiter | None,
+        download_turns: Turns | None,
         on_activity: Callable[[], None] | None = None,
     ) -> None:
         self._on_frame = on_frame
         self._on_error = on_error
-        self._limiter = download_limiter
+        self._turns = download_turns
         self._on_activity = on_activity
         self._decoder = FrameDecoder()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._target: PayloadTarget | None = None
         self._filled_bytes = 0
         self._held = False
-        self._resume: asyncio.TimerHandle | None = None
+        self._turn: Turn | None = None
         self.channel: Channel | None = None
 
     def hold(self) -> None:
@@ -66,46 +66,62 @@ class Receiver:
         self._filled_bytes = 0
         if not self.channel.closed:
             self._run_frames()
-            if not self._held and self._resume is None:
+            if not self._held and self._turn is None:
                 self.channel.start_reading()
 
     def stop(self) -> None:
         """The channel is closed."""
-        if self._resume is not None:
-            self._resume.cancel()
-            self._resume = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         self._target = None
 
     def readable(self) -> None:
         """The channel's `on_readable`."""
         channel = self.channel
         assert channel is not None
+        if channel.closed or self._held or self._turn is not None:
+            return
+        paid = SLICE_BYTES if self._turns is None else self._turns.take(SLICE_BYTES)
+        if not paid:
+            self._wait_for_turn(channel)
+        elif self._read(channel, paid):
+            channel.read_again_soon()
+
+    def _wait_for_turn(self, channel: Channel) -> None:
+        assert self._turns is not None
+        channel.pause_reading()
+        self._turn = self._turns.wait(SLICE_BYTES, self._my_turn)
+
+    def _my_turn(self, paid: int) -> None:
+        self._turn = None
+        channel = self.channel
+        assert channel is not None
+        more = self._read(channel, paid)
+        if channel.closed or self._held:
+            return
+        if more:
+            self._wait_for_turn(channel)
+        else:
+            channel.start_reading()
+
+    def _read(self, channel: Channel, paid: int) -> bool:
+        """Reads what was paid for; whether there may be more."""
         taken = 0
+        more = True
         for _ in range(TURNS_MAX):
-            if channel.closed or self._held:
+            if taken >= paid or channel.closed or self._held:
                 break
-            count = self._receive(channel, SLICE_BYTES - taken)
+            count = self._receive(channel, paid - taken)
             if not count:
+                more = False
                 break
             taken += count
-            if taken >= SLICE_BYTES:
-                channel.read_again_soon()
-                break
-        else:
-            channel.read_again_soon()
+        if self._turns is not None:
+            self._turns.settle(paid, taken)
         if taken and self._on_activity is not None and self._decoder.payload_remaining_bytes:
             self._on_activity()
-        if taken and self._limiter is not None and not channel.closed:
-            wait_s = self._limiter.try_take(taken)
-            if wait_s > 0.0:
-                channel.pause_reading()
-                loop = asyncio.get_running_loop()
-                self._resume = loop.call_later(wait_s, self._rested)
-
-    def _rested(self) -> None:
-        self._resume = None
-        if self.channel is not None and not self._held:
-            self.channel.start_reading()
+        return more
 
     def _receive(self, channel: Channel, room_bytes: int) -> int | None:
         decoder = self._decoder
@@ -123,7 +139,7 @@ class Receiver:
                 if not decoder.payload_remaining_bytes:
                     self._payload_done()
             return count
-        count = channel.receive_into(self._scratch)
+        count = channel.receive_into(self._scratch[:room_bytes])
         if count:
             decoder.feed(self._scratch[:count])
             self._run_frames()

@@ -36,9 +36,9 @@ from peer.shell.transfer import sockets as net
 from peer.shell.transfer.frame_receiver import Receiver
 from peer.shell.transfer.socket_channel import Channel, Lent, OutgoingPiece
 from shoal.runtime.clock import Clock
-from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Supervisor
 from shoal.runtime.tls import common_name
+from shoal.runtime.turns import Turns
 from shoal.wire import bitfield, frames
 from shoal.wire.control import Address
 from shoal.wire.errors import ProtocolError, Reason
@@ -76,7 +76,7 @@ class _ChildConnection:
         self.channel: Channel | None = None
         self.hello_timer: asyncio.TimerHandle | None = None
         self.receiver = Receiver(
-            on_frame=self.on_frame, on_error=self.on_protocol_error, download_limiter=None
+            on_frame=self.on_frame, on_error=self.on_protocol_error, download_turns=None
         )
 
     def start(self, channel: Channel) -> None:
@@ -203,7 +203,7 @@ class PiecePort:
         host_id: HostId,
         listen: tuple[tuple[str, int], ...],
         store: LendingStore,
-        upload_limiter: RateLimiter | None,
+        upload_turns: Turns | None,
         clock: Clock,
         post: Callable[[AnyEvent], None],
         supervisor: Supervisor,
@@ -216,7 +216,7 @@ class PiecePort:
         self.sent_bytes = 0
         self._listen = listen
         self._store = store
-        self._limiter = upload_limiter
+        self._turns = upload_turns
         self._supervisor = supervisor
         self._next_connection_id = next_connection_id
         self._ssl_context = ssl_context
@@ -273,7 +273,7 @@ class PiecePort:
         connection.start(
             Channel(
                 sock,
-                upload_limiter=self._limiter,
+                upload_turns=self._turns,
                 on_readable=connection.receiver.readable,
                 on_closed=connection.on_closed,
             )
@@ -386,12 +386,10 @@ class PiecePort:
             effect.epoch,
         )
 
-        def on_end(failure: str | None) -> None:
-            if failure is None:
+        def on_end(reason: Reason | None, detail: str) -> None:
+            if reason is None:
                 self.sent_bytes += effect.length_bytes
-                self._served(effect, None, "")
-            else:
-                self._served(effect, Reason.PEER_LOST, failure)
+            self._served(effect, reason, detail)
 
         connection.channel.send_piece(
             OutgoingPiece(

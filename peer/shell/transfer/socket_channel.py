@@ -1,11 +1,13 @@
 """One connection between peers: a non-blocking socket, plain or TLS, read and written by callbacks.
 
 Owns its socket instead of an asyncio transport, because bytes must not pass through Python
-objects: payload is received straight into piece buffers and sent with sendfile. Works on asyncio's
-own loop and on uvloop. Knows frames only as bytes; decides nothing.
+objects: payload is received straight into piece buffers and sent with sendfile. What is sent is
+paid at the upload limit first, in turns with all other connections. Works on asyncio's own loop
+and on uvloop. Knows frames only as bytes; decides nothing.
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -14,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from shoal.runtime.rates import RateLimiter
+from shoal.runtime.turns import Turn, Turns
+from shoal.wire.errors import Reason
 from shoal.wire.limits import KIB, MIB
 
 SLICE_BYTES: Final = 256 * KIB
-"""The most that is sent or received in one turn: rate limits hold to that, and no connection keeps
-the loop from the others for long."""
+"""The most that is sent or received in one turn: no connection keeps the loop from the others for
+long."""
 
 FRAMES_BYTES_MAX: Final = 4 * MIB
 """Small frames waiting for a slow reader before its connection is given up."""
@@ -29,6 +32,12 @@ STALL_TIMEOUT_S: Final = 30.0
 
 TURNS_MAX: Final = 4
 """Receive calls in one turn of a connection."""
+
+TOO_SHORT: Final = "the stored file is shorter than its piece"
+
+
+class _UnreadableError(Exception):
+    """The file that is to be sent does not give its bytes."""
 
 
 class Lent(Protocol):
@@ -52,8 +61,9 @@ class OutgoingPiece:
     lent: Lent
     offset_bytes: int
     remaining_bytes: int
-    on_end: Callable[[str | None], None]
-    """Called once: with None when everything was handed to the kernel, else with what failed."""
+    on_end: Callable[[Reason | None, str], None]
+    """Called once: with None when everything was handed to the kernel, else with what failed: our
+    own disk, or the connection."""
     begun: bool = False
     """From its header's first byte to its payload's last nothing else may be sent."""
 
@@ -66,26 +76,26 @@ class Channel:
         self,
         sock: socket.socket,
         *,
-        upload_limiter: RateLimiter | None,
+        upload_turns: Turns | None,
         on_readable: Callable[[], None],
         on_closed: Callable[[str], None],
     ) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._loop = asyncio.get_running_loop()
-        self._limiter = upload_limiter
+        self._turns = upload_turns
         self._on_readable = on_readable
         self._on_closed = on_closed
         self._frames: deque[memoryview] = deque()
         self._frames_bytes = 0
         self._pieces: deque[OutgoingPiece] = deque()
         self._paid_bytes = 0
-        """Taken from the rate limit and not yet sent."""
+        """What may be sent in this turn."""
         self._chunk: memoryview | None = None
         """TLS: bytes read from the file that the socket has not taken yet."""
         self._writing = False
         self._reading = False
-        self._resume: asyncio.TimerHandle | None = None
+        self._turn: Turn | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._pump_planned = False
         self.closed = False
@@ -154,7 +164,7 @@ class Channel:
         """Queues a piece. Its `on_end` is called in any case."""
         if self.closed:
             piece.lent.release()
-            piece.on_end("the connection is closed")
+            piece.on_end(Reason.PEER_LOST, "the connection is closed")
             return
         self._pieces.append(piece)
         self._plan_pump()
@@ -165,13 +175,13 @@ class Channel:
 
     def _plan_pump(self) -> None:
         # Frames of one turn of the loop go out together.
-        if not self._pump_planned and not self._writing and self._resume is None:
+        if not self._pump_planned and not self._writing and self._turn is None:
             self._pump_planned = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pump_planned = False
-        if self.closed or self._resume is not None:
+        if self.closed or self._turn is not None:
             return
         try:
             blocked = self._send_what_fits()
@@ -233,48 +243,82 @@ class Channel:
             self._frames.popleft()
 
     def _send_slice(self, piece: OutgoingPiece) -> bool:
-        """Sends up to one slice of a piece; False if the rate limit says wait."""
-        count = min(SLICE_BYTES, piece.remaining_bytes)
-        if self._limiter is not None and self._paid_bytes < count:
-            wait_s = self._limiter.try_take(count - self._paid_bytes)
-            self._paid_bytes = count
-            if wait_s > 0.0:
+        """Sends up to one slice of a piece; False if it must wait for a turn or is closed."""
+        if not self._paid_bytes:
+            count = min(SLICE_BYTES, piece.remaining_bytes)
+            self._paid_bytes = count if self._turns is None else self._turns.take(count)
+            if not self._paid_bytes and count:
+                assert self._turns is not None
                 self._watch_writable(blocked=False)
-                self._resume = self._loop.call_later(wait_s, self._go_on)
+                self._turn = self._turns.wait(count, self._my_turn)
                 return False
-        piece.begun = True
-        # Not among the other frames: those that are queued meanwhile must wait for the payload.
-        while piece.header:
-            piece.header = piece.header[self._sock.send(piece.header) :]
-        self._send_payload(piece, count)
+        try:
+            piece.begun = True
+            # Not among the other frames: those that are queued meanwhile must wait for the payload.
+            while piece.header:
+                piece.header = piece.header[self._sock.send(piece.header) :]
+            return self._send_payload(piece)
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Gives back what was paid and not sent. TLS sends a refused write as it was, so it may
+        have sent more than was paid this time; that is paid now."""
+        paid, self._paid_bytes = self._paid_bytes, 0
+        if self._turns is not None and paid:
+            self._turns.settle(paid, 0)
+
+    def _my_turn(self, paid: int) -> None:
+        self._turn = None
+        self._paid_bytes = paid
+        try:
+            self._pump()
+        finally:
+            self._settle()
+
+    def _send_payload(self, piece: OutgoingPiece) -> bool:
+        """Sends what was paid for; False if the connection had to be closed."""
+        while piece.remaining_bytes and self._paid_bytes > 0:
+            count = min(self._paid_bytes, piece.remaining_bytes)
+            try:
+                sent = (self._send_tls if self._tls else self._send_plain)(piece, count)
+            except _UnreadableError as error:
+                # The child has the header and waits for bytes that are not there.
+                self._end_piece(Reason.DISK_FAILED, str(error))
+                self.close(str(error))
+                return False
+            piece.offset_bytes += sent
+            piece.remaining_bytes -= sent
+            self._paid_bytes -= sent
+        if piece.remaining_bytes == 0:
+            self._end_piece(None, "")
         return True
 
-    def _go_on(self) -> None:
-        self._resume = None
-        self._pump()
+    def _end_piece(self, reason: Reason | None, detail: str) -> None:
+        piece = self._pieces.popleft()
+        piece.lent.release()
+        piece.on_end(reason, detail)
 
-    def _send_payload(self, piece: OutgoingPiece, count: int) -> None:
-        if self._tls:
-            sent = self._send_tls(piece, count)
-        else:
+    def _send_plain(self, piece: OutgoingPiece, count: int) -> int:
+        try:
             sent = os.sendfile(self._sock.fileno(), piece.lent.fd, piece.offset_bytes, count)
+        except OSError as error:
+            if error.errno == errno.EIO:  # Sockets know no such error.
+                raise _UnreadableError(f"the stored file: {error.strerror}") from None
+            raise
         if sent == 0:
-            self.close("the stored file is shorter than its piece")
-            return
-        piece.offset_bytes += sent
-        piece.remaining_bytes -= sent
-        self._paid_bytes = max(0, self._paid_bytes - sent)
-        if piece.remaining_bytes == 0:
-            self._pieces.popleft()
-            piece.lent.release()
-            piece.on_end(None)
+            raise _UnreadableError(TOO_SHORT)
+        return sent
 
     def _send_tls(self, piece: OutgoingPiece, count: int) -> int:
         # Python 3.11's TLS has no sendfile; a write that was refused must be repeated as it was.
         if self._chunk is None:
-            self._chunk = memoryview(os.pread(piece.lent.fd, count, piece.offset_bytes))
+            try:
+                self._chunk = memoryview(os.pread(piece.lent.fd, count, piece.offset_bytes))
+            except OSError as error:
+                raise _UnreadableError(f"the stored file: {error.strerror}") from None
             if not self._chunk:
-                return 0
+                raise _UnreadableError(TOO_SHORT)
         sent = self._sock.send(self._chunk)
         # One TLS record goes at a time: the rest is not read again.
         self._chunk = self._chunk[sent:] or None
@@ -290,13 +334,11 @@ class Channel:
         self.pause_reading()
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
-        for handle in (self._resume, self._stall):
-            if handle is not None:
-                handle.cancel()
+        for waits in (self._turn, self._stall):
+            if waits is not None:
+                waits.cancel()
         self._sock.close()
         self._frames.clear()
         while self._pieces:
-            piece = self._pieces.popleft()
-            piece.lent.release()
-            piece.on_end(detail)
+            self._end_piece(Reason.PEER_LOST, detail)
         self._on_closed(detail)

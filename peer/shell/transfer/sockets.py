@@ -7,7 +7,10 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """Asked of the kernel for both directions; enough for 25 Gb/s at 1 ms."""
@@ -26,44 +29,51 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-async def connect_any(addresses: tuple[tuple[str, int], ...]) -> socket.socket:
-    """A connection to the first address that answers, each tried a little after the one before
-    (RFC 8305). Raises the last OSError if none does. The caller sets the time limit."""
-    assert addresses
-    attempts: list[asyncio.Task[socket.socket]] = []
-    error: OSError = OSError("no address")
-    waiting: set[asyncio.Task[socket.socket]] = set()
+async def race(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    *,
+    failures: tuple[type[Exception], ...],
+    discard: Callable[[T], None],
+) -> T:
+    """The result of the first attempt that succeeds; each begins a little after the one before, or
+    as soon as one has failed (RFC 8305). Raises the last of `failures` if none succeeds. A second
+    success is handed to `discard`. The caller sets the time limit."""
+    tasks: list[asyncio.Task[T]] = []
+    waiting: set[asyncio.Task[T]] = set()
+    error: BaseException = OSError("there is no address")
     try:
-        for address in addresses:
-            attempt = asyncio.create_task(_connect(address))
-            attempts.append(attempt)
-            waiting.add(attempt)
-            last = address is addresses[-1]
-            timeout = None if last else HAPPY_EYEBALLS_DELAY_S
+        for number, attempt in enumerate(attempts, 1):
+            task = asyncio.create_task(attempt())
+            tasks.append(task)
+            waiting.add(task)
+            last = number == len(attempts)
             while waiting:
                 done, waiting = await asyncio.wait(
-                    waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    waiting,
+                    timeout=None if last else HAPPY_EYEBALLS_DELAY_S,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                if not done:
-                    break
                 for task in done:
                     failure = task.exception()
                     if failure is None:
-                        attempts.remove(task)
+                        tasks.remove(task)
                         return task.result()
-                    if not isinstance(failure, OSError):
+                    if not isinstance(failure, failures):
                         raise failure
                     error = failure
+                if not last:
+                    break
         raise error
     finally:
-        for attempt in attempts:
-            attempt.cancel()
-        for attempt in attempts:
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                (await attempt).close()
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError, *failures):
+                discard(await task)
 
 
-async def _connect(address: tuple[str, int]) -> socket.socket:
+async def connect(address: tuple[str, int]) -> socket.socket:
+    """A connection to one address. Raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -97,6 +97,11 @@ class Endpoint:
             return self.host == "localhost"
         return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
 
+    @property
+    def is_unspecified(self) -> bool:
+        """Whether it stands for all addresses of the machine: 0.0.0.0 or [::]."""
+        return self.is_ip and ipaddress.ip_address(self.host.partition("%")[0]).is_unspecified
+
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:

@@ -3,7 +3,8 @@
 Works in debt rather than in slices: a whole piece is taken at once, and whoever took it waits
 until the debt is paid. So a piece is never cut to fit a rate, and the long-run rate is exact as
 long as everybody waits as told. Counting is in integers of byte-nanoseconds, so nothing drifts.
-Decides nothing about who goes first: `acquire` is first come, first served.
+Decides nothing about who goes first: `acquire` is first come, first served, and where many share a
+limit, `shoal.runtime.turns` says whose turn it is.
 """
 
 import asyncio
@@ -48,6 +49,11 @@ class RateLimiter:
         """The configured rate in bytes per second, 0 for "not limited"."""
         return self._rate_bytes_s
 
+    @property
+    def burst_bytes(self) -> int:
+        """The most that idle time leaves to be taken at once."""
+        return self._rate_bytes_s * self._burst_ns // SECOND_NS
+
     def set_rate(self, rate_bytes_s: int) -> None:
         """Changes the rate from now on. A debt keeps its bytes; a credit is cut to the burst."""
         assert rate_bytes_s >= 0
@@ -75,6 +81,11 @@ class RateLimiter:
         self._zero_at += count * SECOND_NS
         debt = self._zero_at - now_ns * self._rate_bytes_s
         return debt / (self._rate_bytes_s * SECOND_NS) if debt > 0 else 0.0
+
+    def give_back(self, count: int) -> None:
+        """Bytes that were taken and did not flow."""
+        assert count >= 0
+        self._zero_at -= count * SECOND_NS
 
     async def acquire(self, count: int) -> None:
         """Takes so many bytes and sleeps until the debt is paid. Fair: a later caller's debt ends

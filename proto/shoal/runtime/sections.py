@@ -20,7 +20,9 @@ class TlsSection:
     """Mutual TLS: every side shows a certificate of one private CA."""
 
     certificate: Path | None = option(
-        None, help="This host's certificate and its chain, PEM; its common name is the host's id."
+        None,
+        help="This host's certificate and its chain, PEM; the common name of a peer's must be its "
+        "host_id.",
     )
     key: SecretFile | None = option(None, help="File with the certificate's private key, PEM.")
     ca: Path | None = option(

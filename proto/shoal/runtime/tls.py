@@ -6,6 +6,7 @@ certificate's common name must be, because its addresses change. Files are check
 starts, so that a mistake is an error that names the file. Decides nothing else.
 """
 
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from shoal.runtime.sections import TlsSection
 from shoal.wire.errors import UsageError
 
 PEM_BYTES_MAX: Final = 1024 * 1024
+HANDSHAKE_TURNS: Final = 4
+"""Of a handshake within the process; TLS 1.3 needs two."""
 
 
 def server_context(tls: TlsSection) -> ssl.SSLContext:
@@ -41,6 +44,36 @@ def common_name(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
             if attribute[0] == "commonName":
                 return str(attribute[1])
     return ""
+
+
+def own_name(tls: TlsSection) -> str:
+    """The common name of this host's own certificate, by which others know it. Raises UsageError
+    for bad files, an expired certificate and one without a name."""
+    server = server_context(tls)
+    certificate, _, _ = _files(tls)
+    # Its own certificate is its anchor here: who signed it is for others to judge.
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certificate)
+    server.verify_mode = ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for _ in range(HANDSHAKE_TURNS):
+            for side in (asking, answering):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+    except ssl.SSLError as error:
+        what = getattr(error, "verify_message", error.reason)
+        raise UsageError(f"tls.certificate {certificate}: {what}") from None
+    name = common_name(asking)
+    if not name:
+        raise UsageError(
+            f"tls.certificate {certificate}: has no common name, which is the host's id"
+        )
+    return name
 
 
 def pem_files(tls: TlsSection) -> tuple[bytes, bytes, bytes]:

@@ -72,6 +72,8 @@ def test_half_of_tls_is_not_tls() -> None:
         ("store.low_water_percent", "95", "must be below"),
         ("piece.advertise", "node7:4001", "not an IP address"),
         ("piece.advertise", ",".join(f"10.0.0.{n}:1" for n in range(17)), "more than 16"),
+        ("piece.advertise", "0.0.0.0:4000", "no address that other hosts can reach"),
+        ("piece.advertise", "[::]:4000", "no address that other hosts can reach"),
         ("piece.memory_budget", "1MiB", "at least 16MiB"),
         ("host_id", "x" * 65, "more than 64 characters"),
     ],

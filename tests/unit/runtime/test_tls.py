@@ -13,6 +13,7 @@ from shoal.runtime.sections import TlsSection
 from shoal.runtime.tls import (
     client_context,
     common_name,
+    own_name,
     server_context,
 )
 from shoal.wire.errors import UsageError
@@ -85,6 +86,14 @@ async def test_names_are_checked_where_asked() -> None:
     server = server_context(section("alpha"))
     client = client_context(section("beta"), check_name=True)
     assert (await handshake(server, client))[1] == "alpha"
+
+
+def test_a_host_knows_its_own_name() -> None:
+    assert own_name(section("alpha")) == "alpha"
+    # Whoever signed it: that is for the others to judge.
+    assert own_name(section("mallory", "trusted")) == "alpha"
+    with pytest.raises(UsageError, match=r"nameless.pem: has no common name"):
+        own_name(section("nameless"))
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -115,10 +115,12 @@ class Rig:
                     self.notes.append(effect)
         self.engine.validate()
 
-    def open_session(self) -> int:
-        """A stream without a Hello yet."""
+    def open_session(self, subject: str = "") -> int:
+        """A stream without a Hello yet, of a host whose certificate has this name."""
         self._last_session += 1
-        self.handle(ev.HostConnected(now_ns=self.now_ns, session=self._last_session))
+        self.handle(
+            ev.HostConnected(now_ns=self.now_ns, session=self._last_session, subject=subject)
+        )
         return self._last_session
 
     def connect(

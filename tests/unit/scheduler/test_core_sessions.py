@@ -55,6 +55,27 @@ def test_versions_without_an_overlap_are_refused(versions: tuple[int, int]) -> N
     assert not rig.engine.state.hosts
 
 
+def test_a_host_is_whom_its_certificate_names() -> None:
+    rig = Rig()
+    victim = rig.connect("a")
+    session = rig.open_session(subject="mallory")
+    rig.send_on(session, hello("a", generation=2), join_of(member()))
+    assert rig.closed[session].reason is Reason.UNAUTHORIZED
+    assert "'mallory'" in rig.closed[session].detail
+    # The host that it posed as has its stream and its state still.
+    assert victim not in rig.closed
+    assert rig.engine.state.hosts[HostId("a")].session == victim
+    assert not rig.engine.state.collections
+    # What it says afterwards, before its stream is gone, counts as little.
+    rig.send_on(session, hello("mallory"))
+    assert HostId("mallory") not in rig.engine.state.hosts
+    rig.handle(ev.HostDisconnected(now_ns=rig.now_ns, session=session))
+    own = rig.open_session(subject="mallory")
+    rig.send_on(own, hello("mallory"))
+    assert own not in rig.closed
+    assert rig.engine.state.hosts[HostId("mallory")].session == own
+
+
 def test_a_newer_speaker_is_answered_in_the_version_of_both() -> None:
     rig = Rig()
     session = rig.open_session()
