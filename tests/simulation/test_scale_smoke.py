@@ -1,4 +1,4 @@
-"""Tiny runs of every policy and scenario of the scale benchmark, and what a model is calibrated to."""
+"""Tiny runs of every policy and scenario of the scale benchmark; one model against its source."""
 
 import json
 from pathlib import Path
