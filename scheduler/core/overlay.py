@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from shoal.wire.ids import HostId
 
 STRIPES = 4
-"""Trees of one swarm of so many hosts or more. More make a lost parent cheaper and a tree shallower, but each hop of a unit
-slower in the same measure; 3 to 6 are alike."""
+"""Trees of one swarm of so many hosts or more. More of them make a lost parent cheaper and a tree
+shallower, but each hop of a unit slower in the same measure; 3 to 6 are alike."""
 
 SLOTS_PER_HOST_MAX = 64
 """Children of one host at most, however fast it is."""
@@ -117,28 +117,21 @@ class Overlay:
         self._built = dict.fromkeys(place.host_id for place in self.places)
         zones = self._zones()
         stripes = min(STRIPES, len(self.places))
-        homes = [_homes(members, stripes) for members in zones]
+        orders = [_zone_order(zones, stripe) for stripe in range(stripes)]
+        homes = []
+        for number, members in enumerate(zones):
+            needs = [len(members) - 1 + _zones_fed(order, number) for order in orders]
+            homes.append(_homes(members, needs))
         self.parents = [{} for _ in range(stripes)]
         self.roots = []
-        for stripe in range(stripes):
-            heads = [home[stripe][0][0].host_id for home in homes]
-            fed = self._link_zones(stripe, heads)
-            for members, home in zip(zones, homes, strict=True):
-                self._grow(stripe, members, home[stripe], fed.get(home[stripe][0][0].host_id, 0))
-
-    def _link_zones(self, stripe: int, heads: list[HostId]) -> dict[HostId, int]:
-        """A tree over the zones' heads, another zone first for each stripe. Returns how many other
-        zones each head feeds."""
-        readers = [number for number, head in enumerate(heads) if self.place(head).reads]
-        first = readers[stripe % len(readers)] if readers else stripe % len(heads)
-        turned = heads[first:] + heads[:first]
-        self.roots.append(turned[0])
-        fed: dict[HostId, int] = {}
-        for number in range(1, len(turned)):
-            feeder = turned[(number - 1) // ZONE_FANOUT]
-            self.parents[stripe][turned[number]] = feeder
-            fed[feeder] = fed.get(feeder, 0) + 1
-        return fed
+        for stripe, order in enumerate(orders):
+            heads = [homes[number][stripe][0][0].host_id for number in order]
+            self.roots.append(heads[0])
+            for at in range(1, len(heads)):
+                self.parents[stripe][heads[at]] = heads[(at - 1) // ZONE_FANOUT]
+            for number, members in enumerate(zones):
+                fed = _zones_fed(order, number)
+                self._grow(stripe, members, homes[number][stripe], fed)
 
     def _zones(self) -> list[list[Place]]:
         zones: dict[str, list[Place]] = {}
@@ -158,7 +151,7 @@ class Overlay:
         tree = self.parents[stripe]
         interior = dict.fromkeys(place.host_id for place, _ in home)
         leaves = [place.host_id for place in members if place.host_id not in interior]
-        room = [max(1, slots) for _, slots in home]
+        room = [slots for _, slots in home]
         room[0] = max(1, room[0] - fed)
         # Too little upload for a full share each: one child more for each, from the last on, as
         # often as it takes; all of them are slower then.
@@ -166,15 +159,33 @@ class Overlay:
         for number in range(max(0, missing)):
             room[-1 - number % len(room)] += 1
         at, used = 0, 0
-        for child in [*list(interior)[1:], *leaves]:
-            while used >= room[at]:
+        for placed, child in enumerate([*list(interior)[1:], *leaves], start=1):
+            # Only who is in the tree already can feed, however little room is there.
+            while used >= room[at] and at + 1 < min(placed, len(home)):
                 at, used = at + 1, 0
             tree[child] = home[at][0].host_id
             used += 1
 
 
-def _homes(members: list[Place], stripes: int) -> list[list[tuple[Place, int]]]:
-    """By stripe: the members that pass it on, with the children that each gets there."""
+def _zone_order(zones: list[list[Place]], stripe: int) -> list[int]:
+    """The zones as a stripe passes through them: another one first for each stripe, and one that
+    may read from the origin."""
+    readers = [number for number, members in enumerate(zones) if members[0].reads]
+    first = readers[stripe % len(readers)] if readers else stripe % len(zones)
+    return [(first + step) % len(zones) for step in range(len(zones))]
+
+
+def _zones_fed(order: list[int], number: int) -> int:
+    """How many other zones a zone feeds."""
+    at = order.index(number)
+    first_child = at * ZONE_FANOUT + 1
+    return max(0, min(len(order), first_child + ZONE_FANOUT) - first_child)
+
+
+def _homes(members: list[Place], needs: list[int]) -> list[list[tuple[Place, int]]]:
+    """By stripe: the members that pass it on, with the children that each gets there. `needs`:
+    how many children there are."""
+    stripes = len(needs)
     homes: list[list[tuple[Place, int]]] = [[] for _ in range(stripes)]
     if len(members) < stripes:
         for stripe in range(stripes):
@@ -191,4 +202,23 @@ def _homes(members: list[Place], stripes: int) -> list[list[tuple[Place, int]]]:
         stripe = min(choices, key=lambda number: (totals[number], number))
         homes[stripe].append((place, place.slots))
         totals[stripe] += place.slots
+    _even_out(homes, [total - need for total, need in zip(totals, needs, strict=True)])
     return homes
+
+
+def _even_out(homes: list[list[tuple[Place, int]]], over: list[int]) -> None:
+    """Lends slots of stripes that have more than they need to those that lack some, from the last
+    members on: those have the fewest hosts below them."""
+    for short in range(len(homes)):
+        for rich in range(len(homes)):
+            at = len(homes[rich]) - 1
+            while over[short] < 0 < over[rich] and at > 0:
+                place, slots = homes[rich][at]
+                lent = min(slots, over[rich], -over[short])
+                if lent and all(other is not place for other, _ in homes[short]):
+                    homes[rich][at] = (place, slots - lent)
+                    homes[short].append((place, lent))
+                    over[rich] -= lent
+                    over[short] += lent
+                at -= 1
+            homes[rich] = [pair for n, pair in enumerate(homes[rich]) if pair[1] or not n]
