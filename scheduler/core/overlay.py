@@ -132,6 +132,33 @@ class Overlay:
             for number, members in enumerate(zones):
                 fed = _zones_fed(order, number)
                 self._grow(stripe, members, homes[number][stripe], fed)
+        self._spread_feeds()
+
+    def _spread_feeds(self) -> None:
+        """A parent that feeds two stripes to one child has one connection for them, which gets the
+        share of one: such a child changes places with another leaf where that helps both."""
+        for stripe, tree in enumerate(self.parents):
+            feeding = set(tree.values())
+            for child, parent in tree.items():
+                if child in feeding or not self._feeds_twice(child, parent, stripe):
+                    continue
+                for other, feeder in tree.items():
+                    if (
+                        other not in feeding
+                        and feeder not in (child, parent)
+                        and parent != other
+                        and self.place(other).zone == self.place(child).zone
+                        and not self._feeds_twice(child, feeder, stripe)
+                        and not self._feeds_twice(other, parent, stripe)
+                    ):
+                        tree[child], tree[other] = feeder, parent
+                        break
+
+    def _feeds_twice(self, child: HostId, parent: HostId, but: int) -> bool:
+        """Whether a parent feeds another stripe to the child as well."""
+        return any(
+            tree.get(child) == parent for stripe, tree in enumerate(self.parents) if stripe != but
+        )
 
     def _zones(self) -> list[list[Place]]:
         zones: dict[str, list[Place]] = {}
