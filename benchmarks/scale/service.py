@@ -50,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--task-seconds", type=float, default=60.0, help="a host takes for 64 GiB")
     parser.add_argument("--processes", type=int, default=1, help="that play the hosts")
     parser.add_argument(
-        "--engine", choices=("core", "stub"), default="core", help="stub: what the shell alone costs"
+        "--engine",
+        choices=("core", "stub"),
+        default="core",
+        help="stub: what the shell alone costs",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -19,18 +19,11 @@ import grpc.aio
 import uvloop
 
 from benchmarks.scale import service_words as words
+from peer.shell.control import METHOD, OPTIONS
 from shoal.runtime.control_codec import decode_scheduler_batch, parse_scheduler_batch
 from shoal.wire.control import Lease, Leases, Welcome
-from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX
 
-METHOD: Final = "/shoal.v1.Control/Connect"
 OPENING_AT_ONCE: Final = 50
-OPTIONS: Final = (
-    ("grpc.max_receive_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-)
-
 _Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -58,7 +51,7 @@ class Host:
         """Sends a batch. A stream that broke is the reader's to notice."""
         try:
             await self._call.write(batch)
-        except (grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
+        except (grpc.aio.BaseError, asyncio.InvalidStateError):
             self._lose("write failed")
 
     async def _read(self) -> None:
@@ -195,14 +188,15 @@ class Crowd:
     async def cold(self, command: dict[str, Any]) -> dict[str, Any]:
         """Hosts that do not exist yet connect, say Hello and join, all at once."""
         first, count = command["first"], command["count"]
-        batches = [words.hello_batch(number) + words.join_batch() for number in range(first, first + count)]
+        batches = [
+            words.hello_batch(number) + words.join_batch() for number in range(first, first + count)
+        ]
         self._wait_for(count)
         released_s = time.perf_counter()
         hosts = [Host(number, self._address, self) for number in range(first, first + count)]
         self.hosts += hosts
         said = [
-            asyncio.create_task(host.say(batch))
-            for host, batch in zip(hosts, batches, strict=True)
+            asyncio.create_task(host.say(batch)) for host, batch in zip(hosts, batches, strict=True)
         ]
         result = await self._replies(hosts, released_s, command["timeout_s"])
         await asyncio.gather(*said)
@@ -249,6 +243,7 @@ class Crowd:
         await asyncio.sleep(plan.end_s - time.monotonic())
         seconds = time.monotonic() - began_s
         after = [self._totals(host) for host in self.hosts]
+        lost = self._lost()
         for task in reporting:
             task.cancel()
         await asyncio.gather(*reporting, return_exceptions=True)
@@ -259,7 +254,7 @@ class Crowd:
             "batches": sum(b[1] - a[1] for a, b in zip(before, after, strict=True)),
             "reports": sum(b[2] - a[2] for a, b in zip(before, after, strict=True)),
             "interval_ms_max": max(host.interval_ms for host in self.hosts),
-            "lost": self._lost(),
+            "lost": lost,
         }
 
     async def rest(self, command: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import uvloop
 
 from scheduler.core.effects import AnyEffect, SendToHost
 from scheduler.core.events import AnyEvent, FromHost, HostDisconnected
-from scheduler.shell.config import StatusSection, SchedulerConfig
+from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import parse_endpoint
 from shoal.runtime.logs import configure_logs
@@ -124,9 +124,7 @@ class StubEngine:
             member = join.members[0]
             assert member.task_id is not None
             self._join_said = join
-            self._token = msg.SwarmToken(
-                task_id=member.task_id, token=b"t" * 32, ttl_ms=3_600_000
-            )
+            self._token = msg.SwarmToken(task_id=member.task_id, token=b"t" * 32, ttl_ms=3_600_000)
             self._send(session, msg.StatWanted(source_id=member.source_id))
 
     def _reply(self, session: int, join: msg.Join) -> None:

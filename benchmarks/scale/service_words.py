@@ -8,12 +8,20 @@ import random
 from collections.abc import Iterator
 from typing import Final
 
+from shoal.runtime.control_bytes import entry_of, read_varint, varint
 from shoal.runtime.control_codec import host_entry
 from shoal.v1 import control_pb2 as pb
 from shoal.wire.control import Address, Hello, HostInfo, Join, Member, StatAnswer
 from shoal.wire.geometry import Geometry, choose_geometry
-from shoal.wire.ids import HostId, LeaseNumber, SourceId, TaskId, collection_of
-from shoal.wire.ids import source_of_digest, task_of_digest
+from shoal.wire.ids import (
+    HostId,
+    LeaseNumber,
+    SourceId,
+    TaskId,
+    collection_of,
+    source_of_digest,
+    task_of_digest,
+)
 from shoal.wire.limits import GIB
 
 SIZE_BYTES: Final = 64 * GIB
@@ -77,37 +85,17 @@ def message_kinds(batch: bytes) -> Iterator[int]:
     """The kind of each message in a batch of the scheduler, without parsing the messages."""
     position = 0
     while position < len(batch):
-        length, start = _read_varint(batch, position + 1)
-        key, _ = _read_varint(batch, start)
+        length, start = read_varint(batch, position + 1)
+        key, _ = read_varint(batch, start)
         yield key >> 3
         position = start + length
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _varint(value: int) -> bytes:
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
 
 
 def report_batch(*parts: bytes) -> bytes:
     """Serialised parts of one report as a batch: protobuf joins parts of one message."""
     body = b"".join(parts)
-    message = b"\x2a" + _varint(len(body)) + body
-    return b"\x0a" + _varint(len(message)) + message
+    message = b"\x2a" + varint(len(body)) + body
+    return entry_of(message)
 
 
 def lease_part(number: LeaseNumber, pieces: list[int], *, done: bool) -> bytes:
