@@ -72,6 +72,9 @@ class ServerLimits:
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             # A host needs one stream; a second one may overlap it for a moment.
             ("grpc.max_concurrent_streams", 4),
+            # A probe of bandwidth with every batch costs more than the batch; a window of 64 KiB is
+            # enough for what a host says.
+            ("grpc.http2.bdp_probe", 0),
         )
 
 
