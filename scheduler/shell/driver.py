@@ -14,7 +14,7 @@ from scheduler.core.effects import AnyEffect, CloseSession, Noted, SendToHost
 from scheduler.core.events import AnyEvent, Tick
 from shoal.runtime.alarm import Alarm
 from shoal.runtime.clock import Clock
-from shoal.runtime.control_codec import scheduler_entry
+from shoal.runtime.control_memory import EntryMemory
 from shoal.runtime.logs import Log
 from shoal.runtime.tasks import Supervisor
 from shoal.wire.errors import Reason
@@ -70,6 +70,7 @@ class SchedulerDriver:
         self._validate = validate
         self._sessions: Sessions | None = None
         self._events: deque[AnyEvent] = deque()
+        self._memory = EntryMemory()
         self._handling = False
         self._stopped = False
         self._alarm = Alarm(next_deadline_ns=engine.next_deadline_ns, on_due=self._due, clock=clock)
@@ -93,8 +94,9 @@ class SchedulerDriver:
         self._handling = True
         started_ns = time.perf_counter_ns()
         try:
-            with self._supervisor.guard():
-                self._drain()
+            self._drain()
+        except Exception as error:  # noqa: BLE001 - kept, and raised by the supervisor
+            self._supervisor.fail(error)
         finally:
             self._handling = False
             self.busy_ns += time.perf_counter_ns() - started_ns
@@ -128,15 +130,12 @@ class SchedulerDriver:
 
     def _carry_out(self, effects: list[AnyEffect]) -> None:
         assert self._sessions is not None, "not attached"
-        # The effects keep their messages alive, so an id is not used twice within one list.
-        entries: dict[int, bytes] = {}
+        entry = self._memory.entry
+        send = self._sessions.send
         for effect in effects:
             match effect:
-                case SendToHost(session=session, messages=messages):
-                    for message in messages:
-                        if id(message) not in entries:
-                            entries[id(message)] = scheduler_entry(message)
-                    self._sessions.send(session, [entries[id(each)] for each in messages])
+                case SendToHost():
+                    send(effect.session, [entry(message) for message in effect.messages])
                 case CloseSession(session=session, reason=reason, detail=detail):
                     self._sessions.close_session(session, reason, detail)
                 case Noted():

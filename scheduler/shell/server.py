@@ -7,18 +7,16 @@ except for streams that break the protocol or never say who they are.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
-
-import grpc
-import grpc.aio
 
 from scheduler.core.events import AnyEvent, FromHost, HostConnected, HostDisconnected
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
 from shoal.runtime.control_codec import decode_host_batch, pack_entries, parse_host_batch
+from shoal.runtime.control_memory import JoinMemory
+from shoal.runtime.grpc_polling import grpc
 from shoal.runtime.grpc_tls import grpc_server_credentials
 from shoal.runtime.logs import Log
 from shoal.runtime.sections import TlsSection
@@ -74,6 +72,9 @@ class ServerLimits:
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             # A host needs one stream; a second one may overlap it for a moment.
             ("grpc.max_concurrent_streams", 4),
+            # A probe of bandwidth with every batch costs more than the batch; a window of 64 KiB is
+            # enough for what a host says.
+            ("grpc.http2.bdp_probe", 0),
         )
 
 
@@ -101,10 +102,11 @@ class _Session:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.queue: deque[bytes] = deque()
+        self.queue: list[bytes] = []
         self.queued_bytes = 0
-        self.wake = asyncio.Event()
         self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiter: asyncio.Future[None] | None = None
+        """What its writer waits on while there is nothing to write."""
         self.reason: Reason | None = None
         self.detail = ""
 
@@ -113,7 +115,12 @@ class _Session:
         if not self.ending.done():
             self.reason, self.detail = reason, detail
             self.ending.set_result(None)
-            self.wake.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """Lets its writer look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class ControlServer:
@@ -139,6 +146,7 @@ class ControlServer:
         self._address: Endpoint | None = None
         self._stopping = False
         self._log = Log("scheduler.shell.server")
+        self._joins = JoinMemory()
         self.counters = ServerCounters()
 
     @property
@@ -195,19 +203,21 @@ class ControlServer:
         target = self._sessions.get(session)
         if target is None or target.ending.done():
             return
+        batch_bytes_max = self._limits.batch_bytes_max
         for entry in entries:
-            if len(entry) > self._limits.batch_bytes_max:
-                self._log.error("message too large", session=session, size_bytes=len(entry))
+            size_bytes = len(entry)
+            if size_bytes > batch_bytes_max:
+                self._log.error("message too large", session=session, size_bytes=size_bytes)
                 target.end(Reason.OVERLOADED, "what this host must be told fits in no message")
                 return
             target.queue.append(entry)
-            target.queued_bytes += len(entry)
+            target.queued_bytes += size_bytes
         if target.queued_bytes > self._limits.queue_bytes_max:
             self.counters.overflows += 1
             target.queue.clear()
             target.end(Reason.OVERLOADED, "the host reads too slowly")
             return
-        target.wake.set()
+        target.wake()
 
     def close_session(self, session: int, reason: Reason, detail: str) -> None:
         """Ends a stream after what was queued for it was sent, or soon in any case."""
@@ -278,9 +288,11 @@ class ControlServer:
             self._limits.first_message_s, self._silent, session
         )
         try:
-            while (data := await context.read()) is not grpc.aio.EOF:
+            end = grpc.aio.EOF
+            ending = session.ending
+            while (data := await context.read()) is not end:
                 silence.cancel()
-                if session.ending.done():
+                if ending.done():
                     return
                 self._received(session, data)
         except ProtocolError as error:
@@ -292,24 +304,31 @@ class ControlServer:
     def _received(self, session: _Session, data: bytes) -> None:
         self.counters.batches_received += 1
         self.counters.bytes_received += len(data)
-        messages = decode_host_batch(parse_host_batch(data), self._unknown)
+        messages = self._joins.decode(data)
+        if messages is None:
+            messages = decode_host_batch(parse_host_batch(data), self._unknown)
         if messages:
             event = FromHost(now_ns=self._clock.now_ns(), session=session.number, messages=messages)
             self._post(event)
 
     async def _write(self, session: _Session, context: _Context) -> None:
         """Until the session ends and its queue is empty."""
-        while session.queue or not session.ending.done():
-            await session.wake.wait()
-            session.wake.clear()
+        loop = asyncio.get_running_loop()
+        batch_bytes_max = self._limits.batch_bytes_max
+        counters = self.counters
+        while True:
             while session.queue:
-                entries = list(session.queue)
-                session.queue.clear()
-                for batch in pack_entries(entries, self._limits.batch_bytes_max):
+                entries, session.queue = session.queue, []
+                for batch in pack_entries(entries, batch_bytes_max):
                     await context.write(batch)
-                    session.queued_bytes -= len(batch)
-                    self.counters.batches_sent += 1
-                    self.counters.bytes_sent += len(batch)
+                    size_bytes = len(batch)
+                    session.queued_bytes -= size_bytes
+                    counters.batches_sent += 1
+                    counters.bytes_sent += size_bytes
+            if session.ending.done():
+                return
+            session.waiter = loop.create_future()
+            await session.waiter
 
     def _silent(self, session: _Session) -> None:
         self.counters.silent += 1

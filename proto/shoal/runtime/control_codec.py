@@ -13,13 +13,14 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from shoal.runtime.control_bytes import entry_of, parents_entry
 from shoal.runtime.control_from_host import decode_host_message, encode_host_message
 from shoal.runtime.control_from_scheduler import (
     decode_scheduler_message,
     encode_scheduler_message,
 )
 from shoal.v1 import control_pb2 as pb
-from shoal.wire.control import HostMessage, SchedulerMessage
+from shoal.wire.control import HostMessage, Parents, SchedulerMessage
 from shoal.wire.errors import ProtocolError
 from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX
 
@@ -27,9 +28,6 @@ MESSAGES_PER_BATCH_MAX: Final = 65_536
 """Empty messages cost two bytes each; their number is bounded apart from their size."""
 
 M = TypeVar("M")
-
-_ENTRY_TAG: Final = b"\x0a"
-"""Field 1, length-delimited: `messages` of both kinds of batches."""
 
 
 def encode_host_batch(messages: Iterable[HostMessage]) -> pb.HostBatch:
@@ -78,12 +76,14 @@ def parse_scheduler_batch(data: bytes) -> pb.SchedulerBatch:
 
 def scheduler_entry(message: SchedulerMessage) -> bytes:
     """One message as a batch's bytes hold it: joined entries are a batch."""
-    return _entry(encode_scheduler_message(message).SerializeToString())
+    if isinstance(message, Parents):
+        return parents_entry(message)
+    return entry_of(encode_scheduler_message(message).SerializeToString())
 
 
 def host_entry(message: HostMessage) -> bytes:
     """One message as a batch's bytes hold it: joined entries are a batch."""
-    return _entry(encode_host_message(message).SerializeToString())
+    return entry_of(encode_host_message(message).SerializeToString())
 
 
 def pack_entries(
@@ -104,20 +104,6 @@ def pack_entries(
         size_bytes += len(entry)
     if pending:
         yield b"".join(pending)
-
-
-def _entry(data: bytes) -> bytes:
-    return _ENTRY_TAG + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    """Base-128, least significant group first, as protobuf writes lengths."""
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
 
 
 def _check_count(count: int) -> None:

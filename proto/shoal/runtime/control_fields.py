@@ -178,16 +178,21 @@ def mask(value: bytes, count_max: int = PIECES_PER_TASK_MAX) -> int:
 def stretches(values: Sequence[int]) -> int:
     """The mask of stretches `first, count, first, count, ...` that rise without touching. In time
     linear in their number and the mask's length, whatever another host sends."""
-    if len(values) % 2:
+    # A list at once: protobuf makes every number that is asked for anew.
+    numbers = list(values)
+    if len(numbers) % 2:
         raise ProtocolError("stretches: an odd number of numbers")
-    bits = bytearray()
+    # They rise, so the last one says how long the mask is; one out of order fails before it counts.
+    end_max = min(sum(numbers[-2:]), PIECES_PER_TASK_MAX)
+    bits = bytearray(-(-end_max // 8))
     end = -1
-    for index in range(0, len(values), 2):
-        first, length = values[index], values[index + 1]
-        if first <= end or length == 0 or first + length > PIECES_PER_TASK_MAX:
+    for first, length in zip(numbers[::2], numbers[1::2], strict=True):
+        if first <= end or length == 0 or first + length > end_max:
             raise ProtocolError(f"stretch {first}+{length} is empty, out of order or out of bounds")
         end = first + length
-        bits.extend(bytes(-(-end // 8) - len(bits)))
+        if length == 1:
+            bits[first >> 3] |= 1 << (first & 7)
+            continue
         head, tail = first >> 3, (end - 1) >> 3
         head_bits, tail_bits = 0xFF << (first & 7) & 0xFF, 0xFF >> (7 - ((end - 1) & 7))
         if head == tail:

@@ -4,8 +4,7 @@ gRPC reports bad files late and by a number, so they are checked by the standard
 Decides nothing.
 """
 
-import grpc
-
+from shoal.runtime.grpc_polling import grpc
 from shoal.runtime.sections import TlsSection
 from shoal.runtime.tls import pem_files
 

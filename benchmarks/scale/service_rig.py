@@ -1,0 +1,181 @@
+"""The processes of the service benchmark: the scheduler that is measured, and clients.
+
+Starts them, talks to them, reads what Linux tells of them, and ends them whatever happens; kills
+only what it started.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from benchmarks.real.machine import cpu_seconds
+from shoal.wire.errors import ShoalError
+
+START_TIMEOUT_S: Final = 20.0
+STOP_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.02
+
+CLIENT_ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client"}
+"""Hosts that cost the machine half as much, so that the scheduler is what is measured."""
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ShoalError(f"process {pid} is gone")
+
+
+class Clients:
+    """One process that plays hosts `first` and so on."""
+
+    def __init__(self, address: str, first: int, count: int, log: Path) -> None:
+        self.first = first
+        self.count = count
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.scale.service_clients", address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | CLIENT_ENVIRONMENT,
+            )
+
+    def tell(self, do: str, **command: Any) -> None:
+        """Begins something; `answer` waits for its end."""
+        assert self._process.stdin is not None
+        range_of_hosts = {"first": self.first, "count": self.count}
+        line = json.dumps({"do": do, **range_of_hosts, **command})
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def answer(self, timeout_s: float) -> dict[str, Any]:
+        """What came of it. Raises ShoalError."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            what = "ended" if ready else f"said nothing for {timeout_s} s"
+            raise ShoalError(f"clients {what}: {self._log.read_text()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Ends the process. Its hosts vanish without a word."""
+        _stop(self._process)
+
+
+class Rig:
+    """One scheduler and its clients. `engine` is "core", or "stub" for the shell alone."""
+
+    def __init__(self, *, engine: str, hosts: int, processes: int) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="shoal-service-")
+        self._path = Path(self._directory.name)
+        self._engine = engine
+        self._hosts = hosts
+        self._processes = processes
+        self._scheduler: subprocess.Popen[bytes] | None = None
+        self.clients: list[Clients] = []
+
+    @property
+    def pid(self) -> int:
+        """The scheduler's process."""
+        assert self._scheduler is not None
+        return self._scheduler.pid
+
+    def __enter__(self) -> Self:
+        ready = self._path / "scheduler.ready"
+        module = ["peer.cli", "scheduler"]
+        if self._engine == "stub":
+            module = ["benchmarks.scale.service_stub"]
+        listen = "127.0.0.1:0"
+        arguments = ["--listen", listen, "--status", listen, "--log-level", "error"]
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")
+        }
+        with (self._path / "scheduler.log").open("wb") as log:
+            self._scheduler = subprocess.Popen(
+                [sys.executable, "-m", *module, *arguments, "--ready-file", str(ready)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        try:
+            address = self._wait_ready(ready)
+            # The last process gets what does not divide.
+            share = self._hosts // self._processes
+            for number in range(self._processes):
+                last = number == self._processes - 1
+                count = self._hosts - number * share if last else share
+                log_path = self._path / f"clients-{number}.log"
+                self.clients.append(Clients(address, number * share, count, log_path))
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _wait_ready(self, ready: Path) -> str:
+        assert self._scheduler is not None
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end and self._scheduler.poll() is None:
+            if ready.exists():
+                address: str = json.loads(ready.read_text())["address"]
+                return address
+            time.sleep(POLL_S)
+        log = (self._path / "scheduler.log").read_text()[-2000:]
+        raise ShoalError(f"the scheduler does not start: {log}")
+
+    def _close(self) -> None:
+        for clients in self.clients:
+            clients.close()
+        if self._scheduler is not None:
+            _stop(self._scheduler)
+        self._directory.cleanup()
+
+    def tell_all(self, do: str, **command: Any) -> None:
+        """Begins something in all client processes."""
+        for clients in self.clients:
+            clients.tell(do, **command)
+
+    def answers(self, timeout_s: float) -> list[dict[str, Any]]:
+        """What came of it in each."""
+        return [clients.answer(timeout_s) for clients in self.clients]
+
+    def cpu_s(self) -> float:
+        """CPU time of the scheduler so far, all threads."""
+        return cpu_seconds(self.pid)
+
+    def rss_bytes(self) -> int:
+        """Memory of the scheduler now."""
+        return rss_bytes(self.pid)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()

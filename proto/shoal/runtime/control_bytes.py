@@ -1,0 +1,78 @@
+"""Protobuf's wire form by hand, for the few messages of which a scheduler sends very many.
+
+A batch's bytes are the entries of its messages one behind the other, and a list of parents is their
+fields one behind the other; so a parent that is named to many hosts is serialised once. The bytes
+are the same that protobuf makes of the same message, and a test compares them. Decides nothing.
+"""
+
+from functools import lru_cache
+from typing import Final
+
+from shoal.wire.control import Parent, Parents
+
+PARENTS_KEPT_MAX: Final = 32_768
+"""Serialised parents of about 60 bytes each; a scheduler has at most 20,000 hosts by default."""
+
+_SMALL_VARINTS: Final = tuple(bytes((value,)) for value in range(0x80))
+
+
+def varint(value: int) -> bytes:
+    """Base-128, least significant group first, as protobuf writes lengths and numbers."""
+    if value < 0x80:
+        return _SMALL_VARINTS[value]
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """The number at a position and where it ends. Raises IndexError behind the data's end."""
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def entry_of(data: bytes) -> bytes:
+    """A serialised message as a batch's bytes hold it: field 1, length-delimited."""
+    return b"\x0a" + varint(len(data)) + data
+
+
+def parents_entry(message: Parents) -> bytes:
+    """The entry of a list of parents."""
+    collection_id = message.collection_id.encode()
+    parts = [b"\x0a", varint(len(collection_id)), collection_id] if collection_id else []
+    parts += [_parent_field(parent) for parent in message.added]
+    for host_id in message.removed:
+        data = host_id.encode()
+        parts += (b"\x1a", varint(len(data)), data)
+    body = b"".join(parts)
+    # Field 4 of a scheduler's message.
+    return entry_of(b"\x22" + varint(len(body)) + body)
+
+
+@lru_cache(maxsize=PARENTS_KEPT_MAX)
+def _parent_field(parent: Parent) -> bytes:
+    """Field 2 of a list of parents."""
+    parts = [_text(b"\x0a", parent.host_id)]
+    for address in parent.addresses:
+        body = _text(b"\x0a", address.ip)
+        if address.port:
+            body += b"\x10" + varint(address.port)
+        parts += (b"\x12", varint(len(body)), body)
+    parts.append(_text(b"\x1a", parent.zone))
+    body = b"".join(parts)
+    return b"\x12" + varint(len(body)) + body
+
+
+def _text(tag: bytes, text: str) -> bytes:
+    """A text field; protobuf leaves out an empty one."""
+    data = text.encode()
+    return tag + varint(len(data)) + data if data else b""
