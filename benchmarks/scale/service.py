@@ -125,19 +125,10 @@ def join_round(options: argparse.Namespace) -> dict[str, Any]:
         idle_rss = rig.rss_bytes()
         cpu_before_s = rig.cpu_s()
         load = load_average()[0]
-        for number, clients in enumerate(rig.clients):
-            # The seed is the first host of the first process.
-            seeds = 1 if number == 0 else 0
-            clients.tell(
-                "join",
-                first=clients.first + seeds,
-                count=clients.count - seeds,
-                timeout_s=REPLY_TIMEOUT_S,
-            )
-        answers = rig.answers(REPLY_TIMEOUT_S + ANSWER_MARGIN_S)
+        answers = _join_all(rig)
         _settle(rig)
         cpu_s = rig.cpu_s() - cpu_before_s
-        return _replies(answers, options.hosts, cpu_s) | {
+        return summed_up(answers, options.hosts, cpu_s) | {
             "open_seconds": opened,
             "rss_bytes_before": idle_rss,
             "rss_bytes": rig.rss_bytes(),
@@ -155,7 +146,7 @@ def cold_round(options: argparse.Namespace) -> dict[str, Any]:
         answers = rig.answers(REPLY_TIMEOUT_S + ANSWER_MARGIN_S)
         _settle(rig)
         cpu_s = rig.cpu_s() - cpu_before_s
-        return _replies(answers, options.hosts, cpu_s) | {
+        return summed_up(answers, options.hosts, cpu_s) | {
             "rss_bytes": rig.rss_bytes(),
             "load_average": load,
         }
@@ -167,8 +158,7 @@ def steady_round(options: argparse.Namespace, hosts: int) -> dict[str, Any]:
     with _rig(options, hosts) as rig:
         _open(rig)
         _seed(rig)
-        rig.tell_all("join", timeout_s=REPLY_TIMEOUT_S)
-        joined = rig.answers(REPLY_TIMEOUT_S + ANSWER_MARGIN_S)
+        joined = _join_all(rig)
         load = load_average()[0]
         rig.tell_all(
             "steady",
@@ -226,6 +216,20 @@ def _seed(rig: Rig) -> None:
         raise ShoalError(f"the first host got no reply: {answer['lost']}")
 
 
+def _join_all(rig: Rig) -> list[dict[str, Any]]:
+    """All others join at once."""
+    for number, clients in enumerate(rig.clients):
+        # The first host of the first process is there already.
+        seeds = 1 if number == 0 else 0
+        clients.tell(
+            "join",
+            first=clients.first + seeds,
+            count=clients.count - seeds,
+            timeout_s=REPLY_TIMEOUT_S,
+        )
+    return rig.answers(REPLY_TIMEOUT_S + ANSWER_MARGIN_S)
+
+
 def _settle(rig: Rig) -> None:
     """What the joins led to besides the replies belongs to them: waits for its end. The clients'
     answer says that the second is over."""
@@ -233,7 +237,8 @@ def _settle(rig: Rig) -> None:
     rig.answers(ANSWER_MARGIN_S)
 
 
-def _replies(answers: list[dict[str, Any]], hosts: int, cpu_s: float) -> dict[str, Any]:
+def summed_up(answers: list[dict[str, Any]], hosts: int, cpu_s: float) -> dict[str, Any]:
+    """One row: what all client processes saw."""
     latencies = [value for answer in answers for value in answer["latencies_ms"]]
     reply_bytes = [value for answer in answers for value in answer["reply_bytes"]]
     first_bytes = [value for answer in answers for value in answer["first_bytes"]]

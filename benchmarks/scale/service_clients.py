@@ -38,6 +38,8 @@ class Host:
         self._crowd = crowd
         self._channel = grpc.aio.insecure_channel(address, options=HOST_OPTIONS)
         self._call = cast("_Call", self._channel.stream_stream(METHOD)())
+        # gRPC breaks a stream on which two writes are under way.
+        self._writing = asyncio.Lock()
         self.welcomed = asyncio.Event()
         self.interval_ms = 0
         self.described_s: float | None = None
@@ -53,7 +55,8 @@ class Host:
     async def say(self, batch: bytes) -> None:
         """Sends a batch. A stream that broke is the reader's to notice."""
         try:
-            await self._call.write(batch)
+            async with self._writing:
+                await self._call.write(batch)
         except (grpc.aio.BaseError, asyncio.InvalidStateError):
             self._lose("write failed")
 
