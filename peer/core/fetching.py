@@ -226,21 +226,22 @@ class Fetcher:
     def _send(
         self, link: Link, task: Task, piece: int, feed: tuple[CollectionId, int] | None = None
     ) -> bool:
-        """Requests a piece. False: the budget of bytes in flight is used up."""
+        """Requests a piece. False: the budget of bytes in flight is used up. Standing requests are
+        no part of it: they take no memory before the piece comes, and are few."""
         geometry = task.descriptor.geometry
         length = geometry.length_bytes(piece)
-        if self._state.in_flight_bytes + length > self._state.limits.in_flight_bytes_max and (
-            self._state.in_flight_bytes
-        ):
-            self._all_dirty = True  # Whatever ends next makes room for any of them.
-            return False
+        if feed is None:
+            in_flight = self._state.in_flight_bytes
+            if in_flight and in_flight + length > self._state.limits.in_flight_bytes_max:
+                self._all_dirty = True  # Whatever ends next makes room for any of them.
+                return False
+            self._state.in_flight_bytes += length
         now_ns = self._state.now_ns
         request_id = self._state.next_request_id()
         link.queued_bytes += length
         deadline_ns = now_ns + self._patience_ns(link)
         fetch = Fetch(request_id, link, task, piece, length, now_ns, deadline_ns, feed)
         self._state.fetches[request_id] = fetch
-        self._state.in_flight_bytes += length
         link.requests[request_id] = None
         if feed is not None:
             link.standing[feed] = link.standing.get(feed, 0) + 1
@@ -345,7 +346,8 @@ class Fetcher:
 
     def _forget(self, fetch: Fetch) -> None:
         del self._state.fetches[fetch.request_id]
-        self._state.in_flight_bytes -= fetch.length_bytes
+        if fetch.feed is None:
+            self._state.in_flight_bytes -= fetch.length_bytes
         fetch.link.requests.pop(fetch.request_id, None)
         fetch.link.queued_bytes -= fetch.length_bytes
         if fetch.feed is not None:

@@ -88,7 +88,7 @@ def _validate_links(state: PeerState) -> None:
 
 
 def _validate_budget(state: PeerState, reads: "OriginReads") -> None:
-    fetched = sum(fetch.length_bytes for fetch in state.fetches.values())
+    fetched = sum(fetch.length_bytes for fetch in state.fetches.values() if fetch.feed is None)
     assert fetched + reads.reserved_bytes == state.in_flight_bytes, "S7: budget does not balance"
     for request_id, fetch in state.fetches.items():
         assert request_id in fetch.link.requests, "S4: a request that its parent does not know"

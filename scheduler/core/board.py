@@ -6,7 +6,8 @@ rarely the more they are, so that a large swarm costs a scheduler no more messag
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scheduler.core.overlay import Overlay, Place
+from scheduler.core.flow import Flow
+from scheduler.core.overlay import SLOTS_PER_HOST_MAX, STRIPES, Overlay, Place
 from scheduler.core.state import Collection, Host, SchedulerState, Task
 from shoal.wire import bitfield
 from shoal.wire import control as msg
@@ -38,6 +39,7 @@ class Board:
     """The parents that each member was told."""
     fresh: dict[HostId, None] = field(default_factory=dict)
     """Members that were told no map yet."""
+    flow: Flow = field(default_factory=Flow)
     due_ns: int | None = None
     last_ns: int = -(1 << 62)
 
@@ -45,6 +47,7 @@ class Board:
         """Nothing that the host held counts any more."""
         for number, starts in self.told.pop(host_id, {}).items():
             self.counts[number].remove(starts)
+        self.flow.forget(host_id)
         self.gone[host_id] = None
 
 
@@ -93,6 +96,22 @@ class Boards:
             board.fresh[host.host_id] = None
             self._assign(collection, board, host.host_id)
         self._plan(board)
+
+    def _value_all(self, board: Board) -> None:
+        """The children that each member is worth, by the rates that they told."""
+        told = {
+            place.host_id: rate
+            for place in board.overlay.places
+            if (rate := self._state.hosts[place.host_id].info.upload_rate_bytes_s)
+        }
+        if not told:
+            return
+        usual = sorted(told.values())[len(told) // 2]
+        for place in board.overlay.places:
+            rate = told.get(place.host_id, usual)
+            slots = min(SLOTS_PER_HOST_MAX, STRIPES * rate // usual)
+            if place.host_id not in board.flow.slowed:
+                place.slots = place.rank = slots
 
     def _holders(self, collection: Collection) -> dict[HostId, None]:
         holders: dict[HostId, None] = {}
@@ -230,8 +249,10 @@ class Boards:
                 self._next_due_ns = board.due_ns
 
     def _publish(self, collection: Collection, board: Board) -> None:
+        board.flow.judge(board.overlay, self._state.now_ns, collection.members)
         if board.overlay.dirty:
             roots = board.overlay.roots
+            self._value_all(board)
             board.overlay.build()
             if board.overlay.roots != roots:
                 self._on_roots(collection)
@@ -325,6 +346,19 @@ class Boards:
         if not new:
             return None
         told[number] = known | new
+        stripes = len(board.overlay.parents)
+        board.flow.took_in(
+            host_id,
+            [
+                (
+                    new
+                    & bitfield.stripe_mask(
+                        unit_pieces, geometry.piece_count, stripes, (stripe - number) % stripes
+                    )
+                ).bit_count()
+                for stripe in range(stripes)
+            ],
+        )
         board.counts.setdefault(number, bitfield.Counts()).add(new)
         return msg.HostRuns(
             board.numbers[host_id], number, bitfield.units_of_starts(new, unit_pieces)

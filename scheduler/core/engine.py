@@ -25,6 +25,9 @@ SETTLE_NS = 1 * SECOND_NS
 """How long a task that is known only from an unfinished inventory gets no lease: a scheduler that
 was restarted must first hear from the other hosts what they hold."""
 
+AWAY_NS = 300 * MILLISECOND_NS
+"""A host whose stream broke for longer feeds nobody until it is back."""
+
 REPORT_INTERVAL_PER_HOST_NS = 1 * MILLISECOND_NS
 """Reports per second over all hosts stay near a thousand, however many they are."""
 
@@ -147,7 +150,7 @@ class SchedulerEngine:
         host = self.state.hosts[host_id]
         host.session = None
         host.lost_ns = event.now_ns
-        self._check_hosts_at(event.now_ns + self.state.limits.host_grace_ns)
+        self._check_hosts_at(event.now_ns + min(AWAY_NS, self.state.limits.host_grace_ns))
         self._leases.host_lost()
         self._sources.host_lost(host_id)
 
@@ -234,7 +237,7 @@ class SchedulerEngine:
         self._swarms.host_back(host_id)
         for held in hello.leases:
             self._leases.adopt(host_id, held)
-        if known is not None and hello.generation > known.generation:
+        if known is not None:
             self._leases.forget_run(host_id, hello.leases)
         for task_id in (*lost, *(holding.descriptor.task_id for holding in hello.holdings)):
             task = state.tasks.get(task_id)
@@ -580,10 +583,23 @@ class SchedulerEngine:
             if host.session is not None:
                 continue
             gone_ns = host.lost_ns + self.state.limits.host_grace_ns
+            away_ns = host.lost_ns + AWAY_NS
             if gone_ns <= self.state.now_ns:
                 self._host_gone(host)
-            else:
+            elif away_ns <= self.state.now_ns:
+                self._host_away(host)
                 self._check_hosts_at(gone_ns)
+            else:
+                self._check_hosts_at(min(away_ns, gone_ns))
+
+    def _host_away(self, host: Host) -> None:
+        """It may come back and keeps its place, but nobody waits for it any more."""
+        if host.away:
+            return
+        host.away = True
+        self._swarms.host_away(host.host_id)
+        for task_id in host.holdings:
+            self._leases.changed(self.state.tasks[task_id])
 
     def _host_gone(self, host: Host) -> None:
         for collection_id in list(host.collections):

@@ -455,7 +455,8 @@ class LeaseOffice:
         reader.leases[held.number] = None
 
     def forget_run(self, host_id: HostId, kept: tuple[msg.HeldLease, ...]) -> None:
-        """A host runs anew: nobody works on the leases of its earlier run any more."""
+        """A host has a new stream: nobody works on the leases that it does not name, those of an
+        earlier run or ones that it was never told."""
         numbers = {held.number for held in kept}
         for lease in list(self._state.leases.values()):
             if lease.host_id == host_id and lease.number not in numbers:

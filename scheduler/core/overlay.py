@@ -36,6 +36,9 @@ class Place:
     zone: str
     slots: int = STRIPES
     """Children that its upload rate can feed at a full share of a stripe each."""
+    rank: int = STRIPES
+    """What its slots were when it came: the strong stand near the roots. It does not follow the
+    slots, since every change of place costs those below a moment."""
     reads: bool = True
     """Whether it may read from the origin: roots are chosen among those that may."""
 
@@ -83,16 +86,20 @@ class Overlay:
             self._index[last.host_id] = index
         self.dirty = True
 
-    def value(
-        self, host_id: HostId, *, slots: int | None = None, reads: bool | None = None
-    ) -> None:
-        """What is known of a member changed."""
+    def value(self, host_id: HostId, slots: int) -> None:
+        """What a member's upload is worth was found to be otherwise. One that feeds nobody any
+        more changes places with the last member, so that few others move."""
         place = self.place(host_id)
-        slots = place.slots if slots is None else min(slots, SLOTS_PER_HOST_MAX)
-        reads = place.reads if reads is None else reads
-        if (slots, reads) != (place.slots, place.reads):
-            place.slots, place.reads = slots, reads
-            self.dirty = True
+        if place.slots == slots:
+            return
+        place.slots = min(slots, SLOTS_PER_HOST_MAX)
+        self.dirty = True
+        if slots == 0:
+            place.rank = 0
+            index, last = self._index[host_id], len(self.places) - 1
+            self.places[index], self.places[last] = self.places[last], place
+            self._index[self.places[index].host_id] = index
+            self._index[host_id] = last
 
     def feeds(self, host_id: HostId) -> tuple[HostId, ...]:
         """The parent of a member in each stripe, "" where it is the root. Empty for a newcomer
@@ -166,7 +173,7 @@ class Overlay:
             zones.setdefault(place.zone, []).append(place)
         # Whoever may read from the origin first, then the strong ones; else in order of arrival.
         return [
-            sorted(zones[zone], key=lambda place: (not place.reads, -place.slots))
+            sorted(zones[zone], key=lambda place: (not place.reads, -place.rank))
             for zone in sorted(zones)
         ]
 

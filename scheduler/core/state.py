@@ -24,6 +24,8 @@ class Host:
     generation: int
     session: int | None
     lost_ns: int = 0
+    away: bool = False
+    """Its stream broke a while ago: what it holds does not count until it is back."""
     collections: dict[CollectionId, None] = field(default_factory=dict)
     holdings: dict[TaskId, None] = field(default_factory=dict)
     free_upload_slots: int = 0

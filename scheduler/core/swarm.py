@@ -228,6 +228,14 @@ class Swarms:
             ):
                 self._new_parents.setdefault(collection.collection_id, {})[host_id] = None
 
+    def host_away(self, host_id: HostId) -> None:
+        """A host does not answer: it feeds nobody, and what only it holds is missing."""
+        self._boards.host_gone(host_id)
+        for task_id in self._state.hosts[host_id].holdings:
+            task = self._state.tasks[task_id]
+            task.doubted[host_id] = task.holders.get(host_id, 0)
+            task.recount()
+
     def host_gone(self, host_id: HostId) -> None:
         """A host is gone for good: the others need not try it any more."""
         self._boards.host_gone(host_id)
