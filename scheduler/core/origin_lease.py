@@ -29,9 +29,9 @@ TASK_FAILURES_MAX = 12
 RETRY_BASE_MS = 200
 
 
-STEAL_UNITS_MIN = 4
-"""A root that has read its stripe helps another that has so much left: less is there sooner by
-its own way."""
+AHEAD_UNITS_MIN = 2
+"""Units that a stripe may be read ahead of the one that is furthest behind. Stripes in step end
+together; one that lags has but a part of the hosts to pass it on when the others are done."""
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class _Turn:
     stripes: list[int]
     stripes_all: int
     at: int = 0
+    behind: int = 0
+    """Units of the tasks that are passed."""
 
     def mask(self, number: int, task: Task, unit_bytes: int) -> int:
         """The pieces of a task that belong to the root's stripes."""
@@ -79,6 +81,8 @@ class LeaseOffice:
         self._on_unproven = on_unproven
         self._roots_of = roots_of
         self._by_host: dict[HostId, dict[LeaseNumber, Lease]] = {}
+        self._dry: dict[HostId, None] = {}
+        """Hosts that read all that they were leased before more came."""
         self._dirty: dict[str, Task] = {}
         self._next_check_ns: int | None = None
 
@@ -102,6 +106,7 @@ class LeaseOffice:
                 collections.update(dict.fromkeys(task.wanted.values()))
         for collection_id in collections:
             self._grant_collection(self._state.collections[collection_id])
+        self._dry.clear()
 
     # ------------------------------------------------------------ granting
 
@@ -159,32 +164,65 @@ class LeaseOffice:
             and task.descriptor.ranges
             and self._grantable(task)
         ]
+        if not tasks:
+            return
         # In turns, a lease each: the origin's link is shared from the first moment.
         turns = [_Turn(root, mine, len(roots)) for root, mine in stripes.items()]
+        horizon = self._horizon(tasks[0][1], list(stripes), len(roots), unit_bytes)
         while turns:
             turns = [
-                turn for turn in turns if self._grant_next(tasks, turn, list(stripes), unit_bytes)
+                turn
+                for turn in turns
+                if self._grant_next(tasks, turn, list(stripes), unit_bytes, horizon)
             ]
 
+    def _horizon(self, first: Task, roots: list[HostId], stripes: int, unit_bytes: int) -> int:
+        """The end of what may be leased now, in units from the start of the first task that is
+        not whole."""
+        geometry = first.descriptor.geometry
+        lowest = bitfield.lowest(geometry.all_pieces & ~first.covered)
+        unit_pieces = max(1, unit_bytes // geometry.piece_length_bytes)
+        windows = [
+            host.lease_window_bytes for root in roots if (host := self._state.hosts.get(root))
+        ]
+        ahead = max(AHEAD_UNITS_MIN, min(windows, default=0) // unit_bytes)
+        return lowest // unit_pieces + stripes * (1 + ahead)
+
     def _grant_next(
-        self, tasks: list[tuple[int, Task]], turn: "_Turn", roots: list[HostId], unit_bytes: int
+        self,
+        tasks: list[tuple[int, Task]],
+        turn: "_Turn",
+        roots: list[HostId],
+        unit_bytes: int,
+        horizon: int,
     ) -> bool:
         preferred = [turn.root, *(root for root in roots if root != turn.root)]
         while turn.at < len(tasks):
             number, task = tasks[turn.at]
+            geometry = task.descriptor.geometry
+            unit_pieces = max(1, unit_bytes // geometry.piece_length_bytes)
             free = self._free(task) & turn.mask(number, task, unit_bytes)
             if free:
+                if turn.behind + bitfield.lowest(free) // unit_pieces >= horizon:
+                    return False
                 host_id = self._reader(task, preferred)
                 if host_id is not None:
                     return self._grant_some(task, host_id, free, unit_bytes)
                 self._check_hope(task)
             turn.at += 1
+            turn.behind += -(-geometry.piece_count // unit_pieces)
         return False
 
     def _grant_some(self, task: Task, host_id: HostId, free: int, unit_bytes: int) -> bool:
         geometry = task.descriptor.geometry
         limits = self._state.limits
         host = self._state.hosts[host_id]
+        if host_id in self._dry:
+            # Only its window held it up, no other stripe: a wider one from now on.
+            del self._dry[host_id]
+            host.lease_window_bytes = min(
+                2 * max(host.lease_window_bytes, unit_bytes), limits.lease_window_bytes_max
+            )
         outstanding = self._outstanding_bytes(host_id)
         window = max(host.lease_window_bytes, limits.lease_window_runs_min * unit_bytes)
         if outstanding and outstanding + unit_bytes > window:
@@ -375,11 +413,7 @@ class LeaseOffice:
             return
         if end.outcome is None:
             if not self._outstanding_bytes(host_id):
-                # It ran dry between two reports: a wider window from now on.
-                host = self._state.hosts[host_id]
-                host.lease_window_bytes = min(
-                    2 * host.lease_window_bytes, self._state.limits.lease_window_bytes_max
-                )
+                self._dry[host_id] = None
         elif end.outcome is not Reason.CANCELLED:
             self._failed(task, reader, host_id, end)
         self.changed(task)

@@ -1,0 +1,102 @@
+"""How fast a swarm really flows, host by host: whose upload is worth fewer children than it was
+given. Decides slots from what hosts report to hold; never moves anybody itself.
+
+A host that takes in less than half of what the others do is slow, whatever the reason: it feeds
+nobody. A parent that is ahead of all its children in the stripe that it feeds them, and does not
+bring them what the swarm's stripes bring, is as good as what it does bring. Both are told to nobody
+beforehand, and both are looked at again after a while.
+"""
+
+from dataclasses import dataclass, field
+
+from scheduler.core.overlay import STRIPES, Overlay
+from shoal.wire.ids import HostId
+from shoal.wire.limits import SECOND_NS
+
+WINDOW_NS = 1 * SECOND_NS
+"""Over which progress is measured."""
+
+UNITS_MIN = 6
+"""Units that the median host must have taken in within a window, or it says too little."""
+
+SLOW_SHARE = 0.5
+BEHIND_UNITS = 2
+"""So far behind its parent a child waits for that parent, not for what the parent waits for."""
+
+PROBATION_NS = 15 * SECOND_NS
+"""After so long a slow host is tried again."""
+
+
+@dataclass(slots=True)
+class Flow:
+    """Progress of one swarm, counted in units by stripe."""
+
+    counts: dict[HostId, list[int]] = field(default_factory=dict)
+    before: dict[HostId, list[int]] = field(default_factory=dict)
+    since_ns: int = 0
+    slowed: dict[HostId, int] = field(default_factory=dict)
+    """When each host's slots were last lowered."""
+
+    def took_in(self, host_id: HostId, by_stripe: list[int]) -> None:
+        """A host holds so many more units."""
+        counts = self.counts.setdefault(host_id, [0] * len(by_stripe))
+        for stripe, more in enumerate(by_stripe):
+            counts[stripe] += more
+
+    def forget(self, host_id: HostId) -> None:
+        """A host is gone, or begins anew."""
+        self.counts.pop(host_id, None)
+        self.before.pop(host_id, None)
+        self.slowed.pop(host_id, None)
+
+    def judge(self, overlay: Overlay, now_ns: int, fetching: dict[HostId, None]) -> None:
+        """Looks at the window that ends now, if it is long enough, and sets slots."""
+        if now_ns - self.since_ns < WINDOW_NS or len(overlay.parents) < STRIPES:
+            return
+        gained = {
+            host_id: [now - then for now, then in zip(self.counts[host_id], before, strict=True)]
+            for host_id, before in self.before.items()
+            if host_id in overlay and host_id in fetching and host_id in self.counts
+        }
+        self.before = {host_id: list(counts) for host_id, counts in self.counts.items()}
+        self.since_ns = now_ns
+        totals = sorted(sum(gains) for gains in gained.values())
+        if not totals or totals[len(totals) // 2] < UNITS_MIN:
+            return
+        median = totals[len(totals) // 2]
+        for host_id, gains in gained.items():
+            place = overlay.place(host_id)
+            if place.slots and sum(gains) < SLOW_SHARE * median:
+                self._lower(overlay, host_id, 0, now_ns)
+            elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
+                del self.slowed[host_id]
+                overlay.value(host_id, STRIPES)
+        self._judge_parents(overlay, gained, median / STRIPES, now_ns)
+
+    def _is_over(self, host_id: HostId, now_ns: int) -> bool:
+        return host_id in self.slowed and now_ns - self.slowed[host_id] >= PROBATION_NS
+
+    def _lower(self, overlay: Overlay, host_id: HostId, slots: int, now_ns: int) -> None:
+        self.slowed[host_id] = now_ns
+        overlay.value(host_id, slots)
+
+    def _judge_parents(
+        self, overlay: Overlay, gained: dict[HostId, list[int]], usual: float, now_ns: int
+    ) -> None:
+        for stripe, tree in enumerate(overlay.parents):
+            children: dict[HostId, list[HostId]] = {}
+            for child, parent in tree.items():
+                if child in gained and parent in self.counts:
+                    children.setdefault(parent, []).append(child)
+            for parent, fed in children.items():
+                if parent not in overlay or self.slowed.get(parent, -PROBATION_NS) > (
+                    now_ns - 3 * WINDOW_NS
+                ):
+                    continue
+                ahead = self.counts[parent][stripe]
+                if any(ahead - self.counts[child][stripe] < BEHIND_UNITS for child in fed):
+                    continue
+                brought = sum(gained[child][stripe] for child in fed) / usual
+                place = overlay.place(parent)
+                if brought < SLOW_SHARE * len(fed) and int(brought) < place.slots:
+                    self._lower(overlay, parent, int(brought), now_ns)
