@@ -12,7 +12,7 @@ from typing import Final
 
 from shoal.v1 import control_pb2 as pb
 from shoal.wire import bitfield
-from shoal.wire.control import Address, TaskDescriptor
+from shoal.wire.control import Address, Parent, TaskDescriptor
 from shoal.wire.digest import PIECE_ALGORITHMS, parse_digest
 from shoal.wire.errors import ProtocolError, Reason, UsageError
 from shoal.wire.geometry import Geometry, check_piece_length
@@ -231,6 +231,22 @@ def _address(value: pb.Address) -> Address:
 def encode_addresses(values: Sequence[Address]) -> list[pb.Address]:
     """The same the other way."""
     return [pb.Address(ip=value.ip, port=value.port) for value in values]
+
+
+def parent(value: pb.Parent) -> Parent:
+    """A host to connect to."""
+    return Parent(
+        host_id=host_id(value.host_id),
+        addresses=addresses(value.addresses),
+        zone=name(value.zone, "zone"),
+    )
+
+
+def encode_parent(value: Parent) -> pb.Parent:
+    """The same the other way."""
+    return pb.Parent(
+        host_id=value.host_id, addresses=encode_addresses(value.addresses), zone=value.zone
+    )
 
 
 def descriptor(value: pb.TaskDescriptor) -> TaskDescriptor:

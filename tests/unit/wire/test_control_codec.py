@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import typing
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,12 +22,20 @@ from shoal.runtime.control_codec import (
     scheduler_entry,
 )
 from shoal.v1 import control_pb2 as pb
+from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.control import HostMessage, SchedulerMessage
 from shoal.wire.errors import ProtocolError, Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId, TaskId
-from shoal.wire.limits import KIB, PIECES_PER_TASK_MAX, TEXT_CHARACTERS_MAX
+from shoal.wire.limits import (
+    COLLECTION_TASKS_MAX,
+    DIRECTORY_HOSTS_MAX,
+    KIB,
+    MIB,
+    PIECES_PER_TASK_MAX,
+    TEXT_CHARACTERS_MAX,
+)
 
 # ---------------------------------------------------------------- legal values
 
@@ -57,7 +66,11 @@ addresses = st.lists(
     st.builds(msg.Address, st.ip_addresses().map(str), st.integers(1, 65535)),
     max_size=16,
 ).map(tuple)
+parents = st.builds(msg.Parent, host_id=host_ids, addresses=addresses, zone=names)
 piece_lengths = st.integers(18, 23).map(lambda bits: 1 << bits)
+unit_lengths = st.integers(20, 26).map(lambda bits: 1 << bits)
+host_numbers = st.integers(0, DIRECTORY_HOSTS_MAX - 1)
+task_numbers = st.integers(0, COLLECTION_TASKS_MAX - 1)
 
 
 @st.composite
@@ -204,7 +217,7 @@ SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     msg.Parents: st.builds(
         msg.Parents,
         collection_id=collection_ids,
-        added=many(st.builds(msg.Parent, host_id=host_ids, addresses=addresses, zone=names)),
+        added=many(parents),
         removed=many(host_ids),
     ),
     msg.Leases: st.builds(
@@ -229,14 +242,27 @@ SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         entries=many(st.tuples(pieces, piece_digests, lease_numbers)),
     ),
     msg.DigestsWanted: st.builds(msg.DigestsWanted, task_id=task_ids),
+    msg.Assigned: st.builds(
+        msg.Assigned,
+        collection_id=collection_ids,
+        unit_bytes=unit_lengths,
+        parents=many(host_ids | st.just(HostId(""))),
+    ),
+    msg.Directory: st.builds(
+        msg.Directory,
+        collection_id=collection_ids,
+        first=st.integers(0, DIRECTORY_HOSTS_MAX - 4),
+        hosts=many(parents),
+    ),
     msg.SwarmMap: st.builds(
         msg.SwarmMap,
         collection_id=collection_ids,
-        changes=many(
-            st.builds(
-                msg.HostRuns, host_id=host_ids, task_id=task_ids, runs=masks, gone=st.booleans()
-            )
-        ),
+        unit_bytes=unit_lengths,
+        full=st.booleans(),
+        gone=many(host_numbers),
+        changes=many(st.builds(msg.HostRuns, host_numbers, task_numbers, masks)),
+        covered=many(st.tuples(task_numbers, masks)),
+        spread=many(st.tuples(task_numbers, masks)),
     ),
     msg.SwarmToken: st.builds(
         msg.SwarmToken,
@@ -338,6 +364,56 @@ def test_a_flipped_bit_is_a_message_or_a_protocol_error(
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with contextlib.suppress(ProtocolError):
         decode_host_batch(parse_host_batch(bytes(raw)))
+
+
+@pytest.mark.parametrize("kind", SCHEDULER_MESSAGES)
+def test_a_flipped_bit_from_a_scheduler_is_a_message_or_a_protocol_error(kind: type[Any]) -> None:
+    @settings(max_examples=20)
+    @given(SCHEDULER_MESSAGES[kind], st.data())
+    def check(message: SchedulerMessage, data: st.DataObject) -> None:
+        raw = bytearray(scheduler_entry(message))
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        with contextlib.suppress(ProtocolError):
+            decode_scheduler_batch(parse_scheduler_batch(bytes(raw)))
+
+    check()
+
+
+# ---------------------------------------------------------------- the map
+
+
+def large_map(hosts: int, stretches_max: int = 3) -> msg.SwarmMap:
+    """A map as a large swarm has it: of many hosts a little that is new."""
+    dice = Random(1)
+    changes = []
+    for host in range(hosts):
+        units = 0
+        for _ in range(dice.randint(1, stretches_max)):
+            units |= bitfield.mask_of(dice.randrange(500), dice.randint(1, 8))
+        changes.append(msg.HostRuns(host, dice.randrange(30), units))
+    return msg.SwarmMap(
+        collection_id=COLLECTION, unit_bytes=MIB, full=False, changes=tuple(changes)
+    )
+
+
+def test_a_map_costs_about_fifteen_bytes_per_host() -> None:
+    assert len(scheduler_entry(large_map(1000))) < 15_000
+
+
+def test_what_receivers_share_of_a_map_is_never_sent() -> None:
+    shared = large_map(2)
+    shared.memo.append(("before", "after"))
+    (received,) = decode_scheduler_batch(encode_scheduler_batch([shared]))
+    assert received == shared
+    assert isinstance(received, msg.SwarmMap)
+    assert received.memo == []
+
+
+def test_the_root_of_a_stripe_has_no_parent() -> None:
+    plan = msg.Assigned(
+        collection_id=COLLECTION, unit_bytes=MIB, parents=(HostId("h"), HostId(""), HostId("h"))
+    )
+    assert decode_scheduler_batch(encode_scheduler_batch([plan])) == (plan,)
 
 
 # ---------------------------------------------------------------- forward compatibility
