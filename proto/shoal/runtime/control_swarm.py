@@ -135,8 +135,7 @@ def read_map(message: pb.SwarmMap) -> SwarmMap:
             HostRuns(
                 _host_number(change.host),
                 _task_number(change.task),
-                # A list at once: protobuf makes every number that is asked for anew.
-                fields.stretches(list(change.units)),
+                fields.stretches(change.units),
             )
             for change in message.changes
         ),
