@@ -3,7 +3,8 @@ strictly checked, back. A map names every host of a swarm to every host of it, s
 bytes and little time. Decides nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shoal.runtime import control_fields as fields
@@ -120,6 +121,14 @@ def _map(message: SwarmMap) -> pb.SwarmMap:
 
 def _task_units(values: Iterable[tuple[int, int]]) -> list[pb.TaskUnits]:
     return [pb.TaskUnits(task=task, units=fields.stretches_of(units)) for task, units in values]
+
+
+def halves(message: SwarmMap) -> Iterator[SwarmMap]:
+    """Two maps that say the same one after the other. The second one has what takes the place of
+    earlier news: nobody looks for holders of what is covered before they are told."""
+    middle = len(message.changes) // 2
+    yield replace(message, changes=message.changes[:middle], covered=(), spread=(), memo=[])
+    yield replace(message, full=False, gone=(), changes=message.changes[middle:], memo=[])
 
 
 def read_map(message: pb.SwarmMap) -> SwarmMap:

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peer.core.swarm_view import SwarmView, fold
+from shoal.runtime import control_codec
 from shoal.runtime.control_codec import (
     decode_host_batch,
     decode_scheduler_batch,
     encode_host_batch,
     encode_scheduler_batch,
+    entries_of,
     host_entry,
     pack_entries,
     parse_host_batch,
@@ -398,6 +401,42 @@ def large_map(hosts: int, stretches_max: int = 3) -> msg.SwarmMap:
 
 def test_a_map_costs_about_fifteen_bytes_per_host() -> None:
     assert len(scheduler_entry(large_map(1000))) < 15_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CONTROL_MESSAGE_BYTES_MAX", 400), ("MAP_CHANGES_MAX", 30)]
+)
+@given(st.booleans(), st.integers(0, 100))
+def test_a_map_too_large_for_a_message_is_told_in_several(
+    name: str, value: int, full: bool, hosts: int
+) -> None:
+    message = dataclasses.replace(
+        large_map(hosts), full=full, gone=(1, 2), covered=((3, 7),), spread=((4, 8),)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control_codec, name, value)
+        joined = scheduler_entry(message)
+    parts = list(decode_scheduler_batch(parse_scheduler_batch(joined)))
+    entries = list(entries_of(joined))
+    assert b"".join(entries) == joined
+    assert len(entries) == len(parts)
+    maps = [part for part in parts if isinstance(part, msg.SwarmMap)]
+    assert maps == parts
+    if name == "MAP_CHANGES_MAX":
+        assert max(len(part.changes) for part in maps) <= value
+    else:
+        assert max(map(len, entries)) <= value
+    # One after the other they say the same.
+    assert tuple(change for part in maps for change in part.changes) == message.changes
+    assert [part.full for part in maps] == [full] + [False] * (len(maps) - 1)
+    assert [part.gone for part in maps] == [(1, 2)] + [()] * (len(maps) - 1)
+    assert [part.covered for part in maps] == [()] * (len(maps) - 1) + [((3, 7),)]
+    assert [part.spread for part in maps] == [()] * (len(maps) - 1) + [((4, 8),)]
+    view = SwarmView({0: {1: 1}}, {0: 1}, {0: 1})
+    after = view
+    for part in maps:
+        after = fold(after, part)
+    assert after == fold(view, message)
 
 
 def test_what_receivers_share_of_a_map_is_never_sent() -> None:
