@@ -1,13 +1,14 @@
 """Standing requests on real sockets: asked for before the parent has the piece."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
 from peer.core import effects as fx
 from peer.core import events as ev
-from peer.shell.transfer import socket_channel
+from peer.shell.transfer import socket_channel, sockets
 from shoal.wire import frames
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId
@@ -165,6 +166,17 @@ async def test_a_quiet_connection_lasts_while_requests_wait(
         assert rig.at_child.of(ev.ParentActive) == []
         rig.serve_right(*waiting)
         assert (await rig.at_child.ended(standing)).reason is None
+
+
+def test_a_host_that_is_gone_is_missed_even_by_who_only_waits() -> None:
+    with socket.socket() as sock:
+        sockets.prepare(sock)
+        keepalive_s = sum(
+            sock.getsockopt(socket.IPPROTO_TCP, option) * times
+            for option, times in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 3))
+        )
+        silence_ms = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert 0 < keepalive_s * 1000 <= silence_ms <= 30_000
 
 
 async def test_a_child_of_an_older_version_does_not_wait(tmp_path: Path) -> None:
