@@ -20,17 +20,18 @@ from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import parse_endpoint
 from shoal.runtime.logs import configure_logs
+from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.geometry import choose_geometry
 from shoal.wire.ids import HostId, LeaseNumber
-from shoal.wire.limits import MILLISECOND_NS
+from shoal.wire.limits import MAP_UNITS_TARGET, MIB, MILLISECOND_NS
 
 PARENTS: Final = 8
 LEASES: Final = 4
 PUSH_INTERVAL_NS: Final = 500 * MILLISECOND_NS
-PUSH_HOSTS: Final = 256
-"""Hosts in each map that is told; with its bitmaps a map has about 30 kB."""
-RUNS_BYTES: Final = 24
+PUSH_HOSTS: Final = 2000
+"""Hosts in each map that is told at most; such a map has about 30 kB."""
+STRETCHES: Final = 2
 
 
 class StubEngine:
@@ -169,19 +170,29 @@ class StubEngine:
         if self._fresh:
             entries = tuple(self._fresh[:4096])
             messages.append(msg.Digests(task_id=task_id, epoch=1, entries=entries))
-        runs = self._dice.getrandbits(8 * RUNS_BYTES)
         changes = tuple(
-            msg.HostRuns(host_id=host_id, task_id=task_id, runs=runs)
-            for host_id in list(self._reported)[:PUSH_HOSTS]
+            msg.HostRuns(host=number, task=0, units=self._some_units())
+            for number in range(min(len(self._reported), PUSH_HOSTS))
         )
         if changes:
             collection_id = self._described.collection_id
-            messages.append(msg.SwarmMap(collection_id=collection_id, changes=changes))
+            messages.append(
+                msg.SwarmMap(
+                    collection_id=collection_id, unit_bytes=MIB, full=False, changes=changes
+                )
+            )
         for session in self._joined:
             self._send(session, *messages)
         self._fresh.clear()
         self._reported.clear()
         self._push_ns = None
+
+    def _some_units(self) -> int:
+        """What a host may have got since the last map: a few stretches."""
+        units = 0
+        for _ in range(STRETCHES):
+            units |= bitfield.mask_of(int(self._dice.random() * MAP_UNITS_TARGET), 4)
+        return units
 
 
 async def run(listen: str, ready: Path) -> None:

@@ -14,7 +14,12 @@ from typing import Any, Final
 from scheduler.core.events import AnyEvent, FromHost, HostConnected, HostDisconnected
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
-from shoal.runtime.control_codec import decode_host_batch, pack_entries, parse_host_batch
+from shoal.runtime.control_codec import (
+    decode_host_batch,
+    entries_of,
+    pack_entries,
+    parse_host_batch,
+)
 from shoal.runtime.control_memory import JoinMemory
 from shoal.runtime.grpc_polling import grpc
 from shoal.runtime.grpc_tls import grpc_server_credentials
@@ -207,10 +212,14 @@ class ControlServer:
         for entry in entries:
             size_bytes = len(entry)
             if size_bytes > batch_bytes_max:
-                self._log.error("message too large", session=session, size_bytes=size_bytes)
-                target.end(Reason.OVERLOADED, "what this host must be told fits in no message")
-                return
-            target.queue.append(entry)
+                parts = list(entries_of(entry))
+                if max(map(len, parts)) > batch_bytes_max:
+                    self._log.error("message too large", session=session, size_bytes=size_bytes)
+                    target.end(Reason.OVERLOADED, "what this host must be told fits in no message")
+                    return
+                target.queue += parts
+            else:
+                target.queue.append(entry)
             target.queued_bytes += size_bytes
         if target.queued_bytes > self._limits.queue_bytes_max:
             self.counters.overflows += 1

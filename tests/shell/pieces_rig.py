@@ -275,6 +275,7 @@ class Rig:
         expected: bytes = b"",
         epoch: int = 1,
         provisional: bool = False,
+        wait: bool = False,
     ) -> RequestId:
         request_id = RequestId(next(self._requests))
         self.parents.fetch(
@@ -289,6 +290,7 @@ class Rig:
                 expected=expected,
                 epoch=epoch,
                 provisional=provisional,
+                wait=wait,
             )
         )
         return request_id

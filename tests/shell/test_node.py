@@ -139,6 +139,35 @@ async def test_a_swarm_downloads_right(tmp_path: Path, origin: Origin, scheduler
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
 
 
+def waiting_for(node: PeerNode) -> int:
+    """Standing requests at a node."""
+    return sum(len(child.waiting) for child in node.driver.engine.state.children.values())
+
+
+@pytest.mark.slow
+async def test_what_a_parent_does_not_hold_yet_is_sent_when_it_does(
+    tmp_path: Path, origin: Origin, scheduler: str
+) -> None:
+    origin.gate.clear()
+    async with (
+        node_of(tmp_path, "one", scheduler) as one,
+        node_of(tmp_path, "two", scheduler) as two,
+    ):
+        first = asyncio.create_task(outcome(one, asking(origin.url, tmp_path / "a")))
+        await origin.asked.wait()
+        second = asyncio.create_task(outcome(two, asking(origin.url, tmp_path / "b")))
+        async with asyncio.timeout(WAIT_S):
+            while not waiting_for(one) + waiting_for(two):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        origin.gate.set()
+        ends = [(await first)[-1], (await second)[-1]]
+        assert waiting_for(one) == waiting_for(two) == 0
+    assert isinstance(ends[0], Done)
+    assert isinstance(ends[1], Done)
+    assert ends[0].origin_bytes + ends[1].origin_bytes == len(CONTENT)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+
+
 async def test_a_stream_is_the_content_in_order(tmp_path: Path, origin: Origin) -> None:
     async with node_of(tmp_path, "one") as node, asyncio.timeout(WAIT_S):
         stream = await node.downloads.stream(asking(origin.url))

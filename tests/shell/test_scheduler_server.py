@@ -239,6 +239,21 @@ async def test_a_message_that_fits_nowhere_ends_its_session_alone(
         assert (await host.ended())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_what_was_joined_is_sent_in_batches_that_fit(serve: Serve, events: Events) -> None:
+    server = await serve(batch_bytes_max=2_000)
+    async with connected(server.address) as host:
+        await host.send(hello())
+        session = (await events.wait(FromHost)).session
+        sent = [stat_wanted(f"{number % 16:x}") for number in range(100)]
+        server.send(session, [b"".join(scheduler_entry(each) for each in sent)])
+        received: list[Any] = []
+        while len(received) < len(sent):
+            batch = await host.read()
+            assert batch is not None
+            received += batch
+        assert received == sent
+
+
 async def test_what_was_queued_before_a_close_still_arrives(serve: Serve, events: Events) -> None:
     server = await serve()
     async with connected(server.address) as host:

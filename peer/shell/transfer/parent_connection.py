@@ -92,7 +92,8 @@ class ParentConnection:
         self.cancelled: dict[int, None] = {}
         self.arrivals: dict[int, Arrival] = {}
         self.arriving: Arrival | None = None
-        self.outgoing: dict[int, list[tuple[int, int]]] = {}
+        self.outgoing: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        """Requests of this turn by channel number and whether they are standing ones."""
         self.cancels: list[int] = []
         self.flush_planned = False
         self.end_reason = Reason.PEER_LOST
@@ -301,7 +302,8 @@ class ParentConnection:
 
     def request(self, effect: FetchPiece, number: int) -> None:
         self.requests[effect.request_id] = effect
-        self.outgoing.setdefault(number, []).append((effect.request_id, effect.piece))
+        requests = self.outgoing.setdefault((number, effect.wait), [])
+        requests.append((effect.request_id, effect.piece))
         self.plan_flush()
 
     def cancel(self, request_id: RequestId) -> bool:
@@ -309,7 +311,7 @@ class ParentConnection:
         if effect is None:
             return False
         number = self.numbers.get(effect.task_id)
-        unsent = self.outgoing.get(number, []) if number is not None else []
+        unsent = self.outgoing.get((number, effect.wait), []) if number is not None else []
         pair = (int(effect.request_id), effect.piece)
         if pair in unsent:
             unsent.remove(pair)
@@ -331,10 +333,10 @@ class ParentConnection:
     def flush(self) -> None:
         """Requests of one turn of the loop share a frame."""
         self.flush_planned = False
-        for number, requests in self.outgoing.items():
+        for (number, wait), requests in self.outgoing.items():
             for start in range(0, len(requests), REQUESTS_PER_FRAME_MAX):
                 part = tuple(requests[start : start + REQUESTS_PER_FRAME_MAX])
-                self.send(frames.Request(number, part))
+                self.send(frames.Request(number, part, wait))
         self.outgoing.clear()
         for start in range(0, len(self.cancels), REQUESTS_PER_FRAME_MAX):
             self.send(frames.Cancel(tuple(self.cancels[start : start + REQUESTS_PER_FRAME_MAX])))

@@ -184,6 +184,7 @@ class _ChildConnection:
                 connection_id=self.connection_id,
                 task_id=task_id,
                 requests=frame.requests,
+                wait=frame.wait,
             )
         )
 

@@ -19,6 +19,12 @@ HAPPY_EYEBALLS_DELAY_S: Final = 0.1
 """Head start of each address over the next (RFC 8305 names 100 ms as the least)."""
 
 
+SILENCE_MS: Final = 30_000
+"""A host that acknowledges nothing for so long is gone. Without this, bytes that are on their way
+to a host that lost its power keep the connection for a quarter of an hour, keep-alives or not; and
+who only waits there (standing requests) would not miss it."""
+
+
 def prepare(sock: socket.socket) -> None:
     """Options that every piece connection has: no delay of small frames, and dead peers noticed."""
     sock.settimeout(0)
@@ -27,6 +33,7 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
 
 
 async def race(

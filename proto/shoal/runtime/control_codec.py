@@ -13,16 +13,17 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from shoal.runtime.control_bytes import entry_of, parents_entry
+from shoal.runtime.control_bytes import entry_of, parents_entry, read_varint
 from shoal.runtime.control_from_host import decode_host_message, encode_host_message
 from shoal.runtime.control_from_scheduler import (
     decode_scheduler_message,
     encode_scheduler_message,
 )
+from shoal.runtime.control_swarm import halves
 from shoal.v1 import control_pb2 as pb
-from shoal.wire.control import HostMessage, Parents, SchedulerMessage
+from shoal.wire.control import HostMessage, Parents, SchedulerMessage, SwarmMap
 from shoal.wire.errors import ProtocolError
-from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX
+from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX, MAP_CHANGES_MAX
 
 MESSAGES_PER_BATCH_MAX: Final = 65_536
 """Empty messages cost two bytes each; their number is bounded apart from their size."""
@@ -75,10 +76,33 @@ def parse_scheduler_batch(data: bytes) -> pb.SchedulerBatch:
 
 
 def scheduler_entry(message: SchedulerMessage) -> bytes:
-    """One message as a batch's bytes hold it: joined entries are a batch."""
+    """One message as a batch's bytes hold it: joined entries are a batch. A map that is too large
+    for one message becomes several entries, joined (`entries_of`)."""
     if isinstance(message, Parents):
         return parents_entry(message)
+    if isinstance(message, SwarmMap):
+        return b"".join(_map_entries(message))
     return entry_of(encode_scheduler_message(message).SerializeToString())
+
+
+def _map_entries(message: SwarmMap) -> Iterator[bytes]:
+    few = len(message.changes) <= MAP_CHANGES_MAX
+    if few:
+        entry = entry_of(encode_scheduler_message(message).SerializeToString())
+        if len(entry) <= CONTROL_MESSAGE_BYTES_MAX or len(message.changes) < 2:
+            yield entry
+            return
+    for half in halves(message):
+        yield from _map_entries(half)
+
+
+def entries_of(joined: bytes) -> Iterator[bytes]:
+    """Joined entries one by one."""
+    start = 0
+    while start < len(joined):
+        length, body = read_varint(joined, start + 1)
+        yield joined[start : body + length]
+        start = body + length
 
 
 def host_entry(message: HostMessage) -> bytes:

@@ -12,7 +12,7 @@ from typing import Final
 
 from shoal.v1 import control_pb2 as pb
 from shoal.wire import bitfield
-from shoal.wire.control import Address, TaskDescriptor
+from shoal.wire.control import Address, Parent, TaskDescriptor
 from shoal.wire.digest import PIECE_ALGORITHMS, parse_digest
 from shoal.wire.errors import ProtocolError, Reason, UsageError
 from shoal.wire.geometry import Geometry, check_piece_length
@@ -184,11 +184,20 @@ def stretches(values: Sequence[int]) -> int:
         raise ProtocolError("stretches: an odd number of numbers")
     # They rise, so the last one says how long the mask is; one out of order fails before it counts.
     end_max = min(sum(numbers[-2:]), PIECES_PER_TASK_MAX)
-    bits = bytearray(-(-end_max // 8))
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
     end = -1
-    for first, length in zip(numbers[::2], numbers[1::2], strict=True):
+    if end_max <= bitfield.SHORT_BITS:
+        value = 0
+        for first, length in pairs:
+            if first <= end or length == 0 or first + length > end_max:
+                raise _no_stretch(first, length)
+            end = first + length
+            value |= (1 << end) - (1 << first)
+        return value
+    bits = bytearray(-(-end_max // 8))
+    for first, length in pairs:
         if first <= end or length == 0 or first + length > end_max:
-            raise ProtocolError(f"stretch {first}+{length} is empty, out of order or out of bounds")
+            raise _no_stretch(first, length)
         end = first + length
         if length == 1:
             bits[first >> 3] |= 1 << (first & 7)
@@ -202,6 +211,10 @@ def stretches(values: Sequence[int]) -> int:
         bits[head + 1 : tail] = b"\xff" * (tail - head - 1)
         bits[tail] |= tail_bits
     return int.from_bytes(bits, "little")
+
+
+def _no_stretch(first: int, length: int) -> ProtocolError:
+    return ProtocolError(f"stretch {first}+{length} is empty, out of order or out of bounds")
 
 
 def stretches_of(value: int) -> list[int]:
@@ -231,6 +244,22 @@ def _address(value: pb.Address) -> Address:
 def encode_addresses(values: Sequence[Address]) -> list[pb.Address]:
     """The same the other way."""
     return [pb.Address(ip=value.ip, port=value.port) for value in values]
+
+
+def parent(value: pb.Parent) -> Parent:
+    """A host to connect to."""
+    return Parent(
+        host_id=host_id(value.host_id),
+        addresses=addresses(value.addresses),
+        zone=name(value.zone, "zone"),
+    )
+
+
+def encode_parent(value: Parent) -> pb.Parent:
+    """The same the other way."""
+    return pb.Parent(
+        host_id=value.host_id, addresses=encode_addresses(value.addresses), zone=value.zone
+    )
 
 
 def descriptor(value: pb.TaskDescriptor) -> TaskDescriptor:

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shoal.runtime import control_fields as fields
+from shoal.runtime import control_swarm as swarm
 from shoal.v1 import control_pb2 as pb
-from shoal.wire import bitfield
 from shoal.wire.control import (
+    Assigned,
     Described,
     Digests,
     DigestsWanted,
+    Directory,
     EpochVoided,
-    HostRuns,
     Lease,
     Leases,
-    Parent,
     Parents,
     Redirected,
     SchedulerMessage,
@@ -54,8 +54,8 @@ def encode_scheduler_message(message: SchedulerMessage) -> pb.SchedulerMessage:
             return pb.SchedulerMessage(digests=_digests(message))
         case DigestsWanted(task_id=task_id):
             return pb.SchedulerMessage(digests_wanted=pb.DigestsWanted(task_id=task_id))
-        case SwarmMap():
-            return pb.SchedulerMessage(swarm_map=_swarm_map(message))
+        case Assigned() | Directory() | SwarmMap():
+            return swarm.encode(message)
         case SwarmToken(task_id=task_id, token=token, ttl_ms=ttl_ms):
             swarm_token = pb.SwarmToken(task_id=task_id, token=token, ttl_ms=ttl_ms)
             return pb.SchedulerMessage(swarm_token=swarm_token)
@@ -90,14 +90,7 @@ def _described(message: Described) -> pb.Described:
 def _parents(message: Parents) -> pb.Parents:
     return pb.Parents(
         collection_id=message.collection_id,
-        added=[
-            pb.Parent(
-                host_id=parent.host_id,
-                addresses=fields.encode_addresses(parent.addresses),
-                zone=parent.zone,
-            )
-            for parent in message.added
-        ],
+        added=[fields.encode_parent(parent) for parent in message.added],
         removed=message.removed,
     )
 
@@ -126,21 +119,6 @@ def _digests(message: Digests) -> pb.Digests:
         entries=[
             pb.DigestEntry(piece=piece, digest=digest, lease_number=number)
             for piece, digest, number in message.entries
-        ],
-    )
-
-
-def _swarm_map(message: SwarmMap) -> pb.SwarmMap:
-    return pb.SwarmMap(
-        collection_id=message.collection_id,
-        changes=[
-            pb.HostRuns(
-                host_id=change.host_id,
-                task_id=change.task_id,
-                runs=bitfield.to_bytes(change.runs),
-                gone=change.gone,
-            )
-            for change in message.changes
         ],
     )
 
@@ -180,14 +158,7 @@ def _read_parents(message: pb.Parents) -> Parents:
     fields.count(message.removed, ENTRIES_MAX, "parents")
     return Parents(
         collection_id=fields.collection_id(message.collection_id),
-        added=tuple(
-            Parent(
-                host_id=fields.host_id(parent.host_id),
-                addresses=fields.addresses(parent.addresses),
-                zone=fields.name(parent.zone, "zone"),
-            )
-            for parent in message.added
-        ),
+        added=tuple(fields.parent(parent) for parent in message.added),
         removed=tuple(fields.host_id(host_id) for host_id in message.removed),
     )
 
@@ -227,22 +198,6 @@ def _read_digests(message: pb.Digests) -> Digests:
                 fields.lease_number(entry.lease_number),
             )
             for entry in message.entries
-        ),
-    )
-
-
-def _read_swarm_map(message: pb.SwarmMap) -> SwarmMap:
-    fields.count(message.changes, ENTRIES_MAX, "changes")
-    return SwarmMap(
-        collection_id=fields.collection_id(message.collection_id),
-        changes=tuple(
-            HostRuns(
-                host_id=fields.host_id(change.host_id),
-                task_id=fields.task_id(change.task_id),
-                runs=fields.mask(change.runs),
-                gone=change.gone,
-            )
-            for change in message.changes
         ),
     )
 
@@ -291,7 +246,9 @@ _READERS: Final[dict[str, Callable[[Any], SchedulerMessage]]] = {
     "leases": _read_leases,
     "digests": _read_digests,
     "digests_wanted": lambda message: DigestsWanted(task_id=fields.task_id(message.task_id)),
-    "swarm_map": _read_swarm_map,
+    "assigned": swarm.read_assigned,
+    "directory": swarm.read_directory,
+    "swarm_map": swarm.read_map,
     "swarm_token": _read_swarm_token,
     "source_failed": _read_source_failed,
     "epoch_voided": _read_epoch_voided,

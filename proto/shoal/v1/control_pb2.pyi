@@ -789,6 +789,8 @@ class SchedulerMessage(_message.Message):
     EPOCH_VOIDED_FIELD_NUMBER: _builtins.int
     REDIRECTED_FIELD_NUMBER: _builtins.int
     SWARM_TOKEN_FIELD_NUMBER: _builtins.int
+    ASSIGNED_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -813,6 +815,10 @@ class SchedulerMessage(_message.Message):
     def redirected(self) -> Global___Redirected: ...
     @_builtins.property
     def swarm_token(self) -> Global___SwarmToken: ...
+    @_builtins.property
+    def assigned(self) -> Global___Assigned: ...
+    @_builtins.property
+    def directory(self) -> Global___Directory: ...
     def __init__(
         self,
         *,
@@ -828,12 +834,14 @@ class SchedulerMessage(_message.Message):
         epoch_voided: Global___EpochVoided | None = ...,
         redirected: Global___Redirected | None = ...,
         swarm_token: Global___SwarmToken | None = ...,
+        assigned: Global___Assigned | None = ...,
+        directory: Global___Directory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token", "assigned", "directory"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1118,51 +1126,149 @@ class DigestsWanted(_message.Message):
 Global___DigestsWanted: _TypeAlias = DigestsWanted  # noqa: Y015
 
 @_typing.final
-class HostRuns(_message.Message):
+class Assigned(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    HOST_ID_FIELD_NUMBER: _builtins.int
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    RUNS_FIELD_NUMBER: _builtins.int
-    GONE_FIELD_NUMBER: _builtins.int
-    host_id: _builtins.str
-    task_id: _builtins.str
-    runs: _builtins.bytes
-    gone: _builtins.bool
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    UNIT_BYTES_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    unit_bytes: _builtins.int
+    @_builtins.property
+    def parents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One per stripe; empty: the host itself."""
+
     def __init__(
         self,
         *,
-        host_id: _builtins.str = ...,
-        task_id: _builtins.str = ...,
-        runs: _builtins.bytes = ...,
-        gone: _builtins.bool = ...,
+        collection_id: _builtins.str = ...,
+        unit_bytes: _builtins.int = ...,
+        parents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "host_id", b"host_id", "runs", b"runs", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "parents", b"parents", "unit_bytes", b"unit_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Assigned: _TypeAlias = Assigned  # noqa: Y015
+
+@_typing.final
+class Directory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    collection_id: _builtins.str
+    first: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parent]: ...
+    def __init__(
+        self,
+        *,
+        collection_id: _builtins.str = ...,
+        first: _builtins.int = ...,
+        hosts: _abc.Iterable[Global___Parent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "first", b"first", "hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Directory: _TypeAlias = Directory  # noqa: Y015
+
+@_typing.final
+class HostRuns(_message.Message):
+    """Hosts by their number in the directory, tasks by their number in the collection, units as
+    stretches: first unit, count, first unit, count, ... A map goes to every host of a swarm, so
+    an entry is a few bytes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    host: _builtins.int
+    task: _builtins.int
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.int = ...,
+        task: _builtins.int = ...,
+        units: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "task", b"task", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostRuns: _TypeAlias = HostRuns  # noqa: Y015
 
 @_typing.final
+class TaskUnits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        units: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskUnits: _TypeAlias = TaskUnits  # noqa: Y015
+
+@_typing.final
 class SwarmMap(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    UNIT_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    COVERED_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     collection_id: _builtins.str
+    unit_bytes: _builtins.int
+    full: _builtins.bool
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostRuns]: ...
+    @_builtins.property
+    def covered(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskUnits]: ...
+    @_builtins.property
+    def spread(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskUnits]: ...
     def __init__(
         self,
         *,
         collection_id: _builtins.str = ...,
+        unit_bytes: _builtins.int = ...,
+        full: _builtins.bool = ...,
+        gone: _abc.Iterable[_builtins.int] | None = ...,
         changes: _abc.Iterable[Global___HostRuns] | None = ...,
+        covered: _abc.Iterable[Global___TaskUnits] | None = ...,
+        spread: _abc.Iterable[Global___TaskUnits] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "collection_id", b"collection_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "collection_id", b"collection_id", "covered", b"covered", "full", b"full", "gone", b"gone", "spread", b"spread", "unit_bytes", b"unit_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,8 +6,12 @@ thousand pieces cost well under a microsecond. This module holds what `int` lack
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from shoal.wire.errors import ProtocolError
+
+SHORT_BITS: Final = 2048
+"""Up to here shifting a mask as a whole is cheaper than taking it apart word by word."""
 
 
 def mask_of(first: int, count: int) -> int:
@@ -30,9 +34,25 @@ def pieces(mask: int) -> Iterator[int]:
 
 def ranges(mask: int) -> list[tuple[int, int]]:
     """The mask as (first piece, count) of each stretch of consecutive pieces, rising."""
+    if mask.bit_length() <= SHORT_BITS:
+        return _short_ranges(mask)
     # A bit that differs from the one below it begins a stretch or stands right behind its end.
     edges = pieces(mask ^ (mask << 1))
     return [(first, end - first) for first, end in zip(edges, edges, strict=True)]
+
+
+def _short_ranges(mask: int) -> list[tuple[int, int]]:
+    found = []
+    first = 0
+    while mask:
+        gap = (mask & -mask).bit_length() - 1
+        mask >>= gap
+        first += gap
+        count = (~mask & (mask + 1)).bit_length() - 1
+        found.append((first, count))
+        mask >>= count
+        first += count
+    return found
 
 
 def from_ranges(stretches: Iterable[tuple[int, int]], piece_count_max: int) -> int:

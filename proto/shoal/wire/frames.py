@@ -94,10 +94,11 @@ class Withdraw:
 @dataclass(frozen=True, slots=True)
 class Request:
     """Child: send me these; (request id, piece) each, answered in any order, each exactly once by
-    `Piece`, `Busy` or `Reject`."""
+    `Piece`, `Busy` or `Reject`. `wait`: what is not held yet, as soon as it is."""
 
     channel: int
     requests: tuple[tuple[int, int], ...]
+    wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ _ENCODERS: Final[dict[type[Any], Callable[[Any], list[Any]]]] = {
     Close: lambda f: [4, f.channel],
     Have: lambda f: [5, f.channel, _flatten(f.ranges)],
     Withdraw: lambda f: [6, f.channel, _flatten(f.ranges)],
-    Request: lambda f: [7, f.channel, _flatten(f.requests)],
+    Request: lambda f: [7, f.channel, _flatten(f.requests), f.wait],
     Cancel: lambda f: [8, list(f.request_ids)],
     Busy: lambda f: [9, f.request_id, f.retry_after_ms],
     Reject: lambda f: [10, f.request_id, f.reason.value],
@@ -267,6 +268,12 @@ def _decode(body: bytes) -> Frame:
 def _integer(value: object, maximum: int = _U63) -> int:
     if type(value) is not int or not 0 <= value <= maximum:
         raise ProtocolError(f"not a number from 0 to {maximum}")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if type(value) is not bool:
+        raise ProtocolError("not a boolean")
     return value
 
 
@@ -325,7 +332,10 @@ _PARSERS: Final[dict[int, Callable[[list[Any]], Frame]]] = {
     5: lambda f: Have(_integer(f[1]), _ranges(f[2])),
     6: lambda f: Withdraw(_integer(f[1]), _ranges(f[2])),
     7: lambda f: Request(
-        _integer(f[1]), _pairs(f[2], REQUESTS_PER_FRAME_MAX, _U63, PIECES_PER_TASK_MAX)
+        _integer(f[1]),
+        _pairs(f[2], REQUESTS_PER_FRAME_MAX, _U63, PIECES_PER_TASK_MAX),
+        # Appended later: who does not know it does not wait.
+        len(f) > 3 and _boolean(f[3]),
     ),
     8: lambda f: Cancel(_request_ids(f[1])),
     9: lambda f: Busy(_integer(f[1]), _integer(f[2], 3_600_000)),

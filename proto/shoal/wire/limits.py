@@ -34,6 +34,16 @@ MAP_UNITS_TARGET: Final = 512
 """Units that a collection is cut into where the bounds above allow it: enough that the last one
 costs a five hundredth, few enough to tell everybody of everybody's."""
 
+STRIPES_MAX: Final = 64
+"""Trees of one swarm that a host can be told of; a handful is the best that simulations know."""
+
+DIRECTORY_HOSTS_MAX: Final = 1 << 20
+"""Numbers that hosts of one swarm get, one after the other, while it lasts."""
+
+MAP_CHANGES_MAX: Final = 65_536
+"""Entries of each kind in one map: some ten bytes each, so that they fit a message. A larger map
+is told in several."""
+
 FRAME_BYTES_MAX: Final = 256 * KIB
 """Longest frame without payload: a bitmap of the largest task and its envelope."""
 

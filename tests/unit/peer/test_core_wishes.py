@@ -465,7 +465,7 @@ def test_a_stale_sessions_messages_are_ignored() -> None:
     assert not rig.tell(msg.StatWanted(source_id=SOURCE), session=1)
     rig.tell(msg.Redirected(reason=Reason.OVERLOADED, detail="full", retry_after_ms=1), session=2)
     assert rig.one(fx.Noted).kind == "scheduler-refused"
-    rig.tell(msg.SwarmMap(collection_id=COLLECTION, changes=()), session=2)
+    rig.tell(msg.SwarmMap(collection_id=COLLECTION, unit_bytes=1 << 20, full=True), session=2)
     rig.tell(msg.Parents(collection_id=OTHER_COLLECTION), session=2)
     assert not rig.effects
     rig.feed(ev.SchedulerDown, session=2)

@@ -1,5 +1,7 @@
 """Sets of pieces as integers, held against plain Python sets."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,29 @@ def test_ranges_are_maximal_stretches_that_cover_exactly_the_members(
     ends = [first + count for first, count in found]
     assert all(end < first for end, (first, _) in zip(ends, found[1:], strict=False))
     assert bitfield.from_ranges(found, 301) == mask(members)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 900)), max_size=12),
+    st.integers(0, bitfield.SHORT_BITS + 2),
+)
+def test_ranges_are_the_same_of_short_and_long_masks(
+    gaps: list[tuple[int, int]], shift: int
+) -> None:
+    members: list[tuple[int, int]] = []
+    first = shift
+    for gap, count in gaps:
+        first += gap
+        members.append((first, count))
+        first += count
+    assert bitfield.ranges(bitfield.from_ranges(members, first)) == members
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_ranges_at_the_border_of_short_masks(beyond: int) -> None:
+    bits = bitfield.SHORT_BITS + beyond
+    assert bitfield.ranges((1 << bits) - 1) == [(0, bits)]
+    assert bitfield.ranges(1 << bits - 1) == [(bits - 1, 1)]
 
 
 def test_ranges_of_the_worst_mask_of_the_largest_task_take_linear_time() -> None:
@@ -105,3 +130,116 @@ def test_whole_runs_are_those_of_which_every_piece_is_held(
         if all(held >> piece & 1 for piece in members):
             expected |= 1 << run
     assert bitfield.whole_runs(held, run_pieces, piece_count) == expected
+
+
+# ---------------------------------------------------------------- units and stripes
+
+unit_lengths = st.integers(0, 5).map(lambda bits: 1 << bits)
+piece_counts = st.integers(0, 150)
+
+
+def pieces_of(unit: int, unit_pieces: int, piece_count: int) -> range:
+    """The pieces of a unit; the last one may be shorter."""
+    return range(unit * unit_pieces, min((unit + 1) * unit_pieces, piece_count))
+
+
+def units_in(piece_count: int, unit_pieces: int) -> range:
+    """All units of so many pieces."""
+    return range(-(-piece_count // unit_pieces))
+
+
+@given(piece_counts, unit_lengths, st.data())
+def test_whole_units_are_those_of_which_every_piece_is_held(
+    piece_count: int, unit_pieces: int, data: st.DataObject
+) -> None:
+    whole = data.draw(st.sets(st.sampled_from(units_in(piece_count, unit_pieces) or [0])))
+    held = data.draw(st.integers(0, (1 << piece_count) - 1))
+    held |= bitfield.pieces_of_units(mask(whole), unit_pieces, piece_count)
+    expected = {
+        unit
+        for unit in units_in(piece_count, unit_pieces)
+        if all(held >> piece & 1 for piece in pieces_of(unit, unit_pieces, piece_count))
+    }
+    starts = bitfield.whole_units(held, unit_pieces, piece_count)
+    assert starts == mask({unit * unit_pieces for unit in expected})
+    assert bitfield.units_of_starts(starts, unit_pieces) == mask(expected)
+    # The same as runs, which are told by number.
+    assert bitfield.whole_runs(held, unit_pieces, piece_count) == mask(expected)
+
+
+@given(piece_counts, unit_lengths)
+def test_everything_and_nothing_in_units(piece_count: int, unit_pieces: int) -> None:
+    everything = (1 << piece_count) - 1
+    units = mask(set(units_in(piece_count, unit_pieces)))
+    starts = bitfield.whole_units(everything, unit_pieces, piece_count)
+    assert bitfield.units_of_starts(starts, unit_pieces) == units
+    assert bitfield.pieces_of_units(units, unit_pieces, piece_count) == everything
+    assert bitfield.whole_units(0, unit_pieces, piece_count) == 0
+    assert bitfield.units_of_starts(0, unit_pieces) == 0
+    assert bitfield.pieces_of_units(0, unit_pieces, piece_count) == 0
+
+
+@given(piece_counts, unit_lengths, st.frozensets(st.integers(0, 200)))
+def test_pieces_of_units_are_theirs_up_to_the_end(
+    piece_count: int, unit_pieces: int, units: frozenset[int]
+) -> None:
+    expected = {piece for unit in units for piece in pieces_of(unit, unit_pieces, piece_count)}
+    assert bitfield.pieces_of_units(mask(units), unit_pieces, piece_count) == mask(expected)
+
+
+@given(piece_counts, unit_lengths, st.integers(1, 9))
+def test_stripes_share_out_the_units_in_turn(
+    piece_count: int, unit_pieces: int, stripes: int
+) -> None:
+    seen = 0
+    for stripe in range(stripes):
+        found = bitfield.stripe_mask(unit_pieces, piece_count, stripes, stripe)
+        assert found == mask(
+            {piece for piece in range(piece_count) if piece // unit_pieces % stripes == stripe}
+        )
+        assert not found & seen
+        seen |= found
+    assert seen == (1 << piece_count) - 1
+
+
+@given(st.lists(st.integers(0, 2**40 - 1), max_size=40), st.data())
+def test_counts_are_those_of_a_counter(masks: list[int], data: st.DataObject) -> None:
+    counts = bitfield.Counts()
+    model: Counter[int] = Counter()
+    for added in masks:
+        counts.add(added)
+        model.update(bitfield.pieces(added))
+    # Whatever was added may be taken back, in any order and in parts.
+    for added in data.draw(st.permutations(masks)) if masks else []:
+        if data.draw(st.booleans()):
+            part = added & data.draw(st.integers(0, 2**40 - 1))
+            counts.remove(part)
+            model.subtract(bitfield.pieces(part))
+    for count in range(1, len(masks) + 2):
+        expected = mask({piece for piece, times in model.items() if times >= count})
+        assert counts.at_least(count) == expected
+
+
+def test_counts_begin_at_nothing() -> None:
+    counts = bitfield.Counts()
+    assert counts.at_least(1) == 0
+    counts.add(0)
+    counts.remove(0)
+    assert counts.at_least(1) == 0
+    counts.add(0b101)
+    assert (counts.at_least(1), counts.at_least(2)) == (0b101, 0)
+
+
+def test_what_was_not_added_cannot_be_removed() -> None:
+    counts = bitfield.Counts()
+    with pytest.raises(AssertionError, match="not there"):
+        counts.remove(1)
+    counts.add(0b11)
+    counts.remove(0b01)
+    with pytest.raises(AssertionError, match="not there"):
+        counts.remove(0b01)
+
+
+def test_everything_is_counted_at_least_no_times() -> None:
+    with pytest.raises(AssertionError):
+        bitfield.Counts().at_least(0)

@@ -3,17 +3,21 @@
 import contextlib
 import dataclasses
 import typing
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peer.core.swarm_view import SwarmView, fold
+from shoal.runtime import control_codec
 from shoal.runtime.control_codec import (
     decode_host_batch,
     decode_scheduler_batch,
     encode_host_batch,
     encode_scheduler_batch,
+    entries_of,
     host_entry,
     pack_entries,
     parse_host_batch,
@@ -21,12 +25,20 @@ from shoal.runtime.control_codec import (
     scheduler_entry,
 )
 from shoal.v1 import control_pb2 as pb
+from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.control import HostMessage, SchedulerMessage
 from shoal.wire.errors import ProtocolError, Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId, TaskId
-from shoal.wire.limits import KIB, PIECES_PER_TASK_MAX, TEXT_CHARACTERS_MAX
+from shoal.wire.limits import (
+    COLLECTION_TASKS_MAX,
+    DIRECTORY_HOSTS_MAX,
+    KIB,
+    MIB,
+    PIECES_PER_TASK_MAX,
+    TEXT_CHARACTERS_MAX,
+)
 
 # ---------------------------------------------------------------- legal values
 
@@ -57,7 +69,11 @@ addresses = st.lists(
     st.builds(msg.Address, st.ip_addresses().map(str), st.integers(1, 65535)),
     max_size=16,
 ).map(tuple)
+parents = st.builds(msg.Parent, host_id=host_ids, addresses=addresses, zone=names)
 piece_lengths = st.integers(18, 23).map(lambda bits: 1 << bits)
+unit_lengths = st.integers(20, 26).map(lambda bits: 1 << bits)
+host_numbers = st.integers(0, DIRECTORY_HOSTS_MAX - 1)
+task_numbers = st.integers(0, COLLECTION_TASKS_MAX - 1)
 
 
 @st.composite
@@ -204,7 +220,7 @@ SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     msg.Parents: st.builds(
         msg.Parents,
         collection_id=collection_ids,
-        added=many(st.builds(msg.Parent, host_id=host_ids, addresses=addresses, zone=names)),
+        added=many(parents),
         removed=many(host_ids),
     ),
     msg.Leases: st.builds(
@@ -229,14 +245,27 @@ SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         entries=many(st.tuples(pieces, piece_digests, lease_numbers)),
     ),
     msg.DigestsWanted: st.builds(msg.DigestsWanted, task_id=task_ids),
+    msg.Assigned: st.builds(
+        msg.Assigned,
+        collection_id=collection_ids,
+        unit_bytes=unit_lengths,
+        parents=many(host_ids | st.just(HostId(""))),
+    ),
+    msg.Directory: st.builds(
+        msg.Directory,
+        collection_id=collection_ids,
+        first=st.integers(0, DIRECTORY_HOSTS_MAX - 4),
+        hosts=many(parents),
+    ),
     msg.SwarmMap: st.builds(
         msg.SwarmMap,
         collection_id=collection_ids,
-        changes=many(
-            st.builds(
-                msg.HostRuns, host_id=host_ids, task_id=task_ids, runs=masks, gone=st.booleans()
-            )
-        ),
+        unit_bytes=unit_lengths,
+        full=st.booleans(),
+        gone=many(host_numbers),
+        changes=many(st.builds(msg.HostRuns, host_numbers, task_numbers, masks)),
+        covered=many(st.tuples(task_numbers, masks)),
+        spread=many(st.tuples(task_numbers, masks)),
     ),
     msg.SwarmToken: st.builds(
         msg.SwarmToken,
@@ -338,6 +367,92 @@ def test_a_flipped_bit_is_a_message_or_a_protocol_error(
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with contextlib.suppress(ProtocolError):
         decode_host_batch(parse_host_batch(bytes(raw)))
+
+
+@pytest.mark.parametrize("kind", SCHEDULER_MESSAGES)
+def test_a_flipped_bit_from_a_scheduler_is_a_message_or_a_protocol_error(kind: type[Any]) -> None:
+    @settings(max_examples=20)
+    @given(SCHEDULER_MESSAGES[kind], st.data())
+    def check(message: SchedulerMessage, data: st.DataObject) -> None:
+        raw = bytearray(scheduler_entry(message))
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        with contextlib.suppress(ProtocolError):
+            decode_scheduler_batch(parse_scheduler_batch(bytes(raw)))
+
+    check()
+
+
+# ---------------------------------------------------------------- the map
+
+
+def large_map(hosts: int, stretches_max: int = 3) -> msg.SwarmMap:
+    """A map as a large swarm has it: of many hosts a little that is new."""
+    dice = Random(1)
+    changes = []
+    for host in range(hosts):
+        units = 0
+        for _ in range(dice.randint(1, stretches_max)):
+            units |= bitfield.mask_of(dice.randrange(500), dice.randint(1, 8))
+        changes.append(msg.HostRuns(host, dice.randrange(30), units))
+    return msg.SwarmMap(
+        collection_id=COLLECTION, unit_bytes=MIB, full=False, changes=tuple(changes)
+    )
+
+
+def test_a_map_costs_about_fifteen_bytes_per_host() -> None:
+    assert len(scheduler_entry(large_map(1000))) < 15_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CONTROL_MESSAGE_BYTES_MAX", 400), ("MAP_CHANGES_MAX", 30)]
+)
+@given(st.booleans(), st.integers(0, 100))
+def test_a_map_too_large_for_a_message_is_told_in_several(
+    name: str, value: int, full: bool, hosts: int
+) -> None:
+    message = dataclasses.replace(
+        large_map(hosts), full=full, gone=(1, 2), covered=((3, 7),), spread=((4, 8),)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control_codec, name, value)
+        joined = scheduler_entry(message)
+    parts = list(decode_scheduler_batch(parse_scheduler_batch(joined)))
+    entries = list(entries_of(joined))
+    assert b"".join(entries) == joined
+    assert len(entries) == len(parts)
+    maps = [part for part in parts if isinstance(part, msg.SwarmMap)]
+    assert maps == parts
+    if name == "MAP_CHANGES_MAX":
+        assert max(len(part.changes) for part in maps) <= value
+    else:
+        assert max(map(len, entries)) <= value
+    # One after the other they say the same.
+    assert tuple(change for part in maps for change in part.changes) == message.changes
+    assert [part.full for part in maps] == [full] + [False] * (len(maps) - 1)
+    assert [part.gone for part in maps] == [(1, 2)] + [()] * (len(maps) - 1)
+    assert [part.covered for part in maps] == [()] * (len(maps) - 1) + [((3, 7),)]
+    assert [part.spread for part in maps] == [()] * (len(maps) - 1) + [((4, 8),)]
+    view = SwarmView({0: {1: 1}}, {0: 1}, {0: 1})
+    after = view
+    for part in maps:
+        after = fold(after, part)
+    assert after == fold(view, message)
+
+
+def test_what_receivers_share_of_a_map_is_never_sent() -> None:
+    shared = large_map(2)
+    shared.memo.append(("before", "after"))
+    (received,) = decode_scheduler_batch(encode_scheduler_batch([shared]))
+    assert received == shared
+    assert isinstance(received, msg.SwarmMap)
+    assert received.memo == []
+
+
+def test_the_root_of_a_stripe_has_no_parent() -> None:
+    plan = msg.Assigned(
+        collection_id=COLLECTION, unit_bytes=MIB, parents=(HostId("h"), HostId(""), HostId("h"))
+    )
+    assert decode_scheduler_batch(encode_scheduler_batch([plan])) == (plan,)
 
 
 # ---------------------------------------------------------------- forward compatibility

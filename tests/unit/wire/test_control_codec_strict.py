@@ -84,6 +84,25 @@ def address(ip: str, port: int) -> pb.HostMessage:
     return host(host_id="h", addresses=[pb.Address(ip=ip, port=port)])
 
 
+def swarm_map(**changes: Any) -> pb.SchedulerMessage:
+    values: dict[str, Any] = {"collection_id": ID, "unit_bytes": 2**20}
+    return pb.SchedulerMessage(swarm_map=pb.SwarmMap(**(values | changes)))
+
+
+def runs(**values: Any) -> pb.SchedulerMessage:
+    return swarm_map(changes=[pb.HostRuns(**values)])
+
+
+def assigned(**changes: Any) -> pb.SchedulerMessage:
+    values: dict[str, Any] = {"collection_id": ID, "unit_bytes": 2**20, "parents": ["h", ""]}
+    return pb.SchedulerMessage(assigned=pb.Assigned(**(values | changes)))
+
+
+def directory(**changes: Any) -> pb.SchedulerMessage:
+    values: dict[str, Any] = {"collection_id": ID, "hosts": [pb.Parent(host_id="h")]}
+    return pb.SchedulerMessage(directory=pb.Directory(**(values | changes)))
+
+
 ILLEGAL_FROM_HOST = {
     "short id": pb.HostMessage(leave=pb.Leave(collection_id="0" * 63)),
     "upper-case id": pb.HostMessage(leave=pb.Leave(collection_id="A" * 64)),
@@ -166,11 +185,35 @@ ILLEGAL_FROM_SCHEDULER = {
     "digest of no known length": pb.SchedulerMessage(
         digests=pb.Digests(task_id=ID, epoch=1, entries=[pb.DigestEntry(digest=b"x")])
     ),
-    "map of too many runs": pb.SchedulerMessage(
-        swarm_map=pb.SwarmMap(
-            collection_id=ID,
-            changes=[pb.HostRuns(host_id="h", task_id=ID, runs=b"\xff" * (2**17 + 1))],
-        )
+    "map of short units": swarm_map(unit_bytes=2**19),
+    "map of long units": swarm_map(unit_bytes=2**27),
+    "map of odd units": swarm_map(unit_bytes=3 * 2**20),
+    "map without a unit": swarm_map(unit_bytes=0),
+    "map of no collection": swarm_map(collection_id=""),
+    "map of a unit behind the end": runs(units=[2**20, 1]),
+    "map of too many units": runs(units=[2**20 - 1, 2]),
+    "map of an empty stretch": runs(units=[1, 0]),
+    "map of half a stretch": runs(units=[1]),
+    "map of stretches that touch": runs(units=[0, 1, 1, 1]),
+    "map of a host too high": runs(host=2**20),
+    "map of a task too high": runs(task=10_000),
+    "map of too many changes": swarm_map(changes=[pb.HostRuns()] * 65_537),
+    "map with too many gone": swarm_map(gone=[1] * 65_537),
+    "map with one too high gone": swarm_map(gone=[2**20]),
+    "map that covers too many tasks": swarm_map(covered=[pb.TaskUnits()] * 65_537),
+    "map that covers a task too high": swarm_map(covered=[pb.TaskUnits(task=10_000)]),
+    "map that covers too much": swarm_map(covered=[pb.TaskUnits(units=[0, 2**20 + 1])]),
+    "map of too much spread": swarm_map(spread=[pb.TaskUnits()] * 65_537),
+    "map of units spread out of order": swarm_map(spread=[pb.TaskUnits(units=[5, 1, 0, 1])]),
+    "plan of too many stripes": assigned(parents=["h"] * 65),
+    "plan of short units": assigned(unit_bytes=1),
+    "plan of long units": assigned(unit_bytes=2**32 - 1),
+    "plan with an illegal parent": assigned(parents=["h" * 65]),
+    "plan of no collection": assigned(collection_id="x"),
+    "directory of too many hosts": directory(first=2**20),
+    "directory of a nameless host": directory(hosts=[pb.Parent()]),
+    "directory of a host that is a name": directory(
+        hosts=[pb.Parent(host_id="h", addresses=[pb.Address(ip="name", port=1)])]
     ),
     "epoch 0": pb.SchedulerMessage(epoch_voided=pb.EpochVoided(task_id=ID)),
 }
@@ -193,6 +236,22 @@ def test_illegal_scheduler_messages_are_refused(what: str) -> None:
 )
 def test_what_the_illegal_ones_were_made_from_is_legal(message: pb.HostMessage) -> None:
     assert len(decode_host_batch(pb.HostBatch(messages=[message]))) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        swarm_map(),
+        swarm_map(unit_bytes=2**26, full=True, gone=[2**20 - 1]),
+        runs(host=2**20 - 1, task=9_999, units=[0, 2**20]),
+        assigned(),
+        assigned(parents=[]),
+        assigned(parents=["h"] * 64),
+        directory(first=2**20 - 1),
+    ],
+)
+def test_the_same_of_a_scheduler(message: pb.SchedulerMessage) -> None:
+    assert len(decode_scheduler_batch(pb.SchedulerBatch(messages=[message]))) == 1
 
 
 def test_batches_that_are_no_batches() -> None:
