@@ -9,7 +9,7 @@ from hosts that the map names. Decides pieces and parents; the requests are `Fet
 from collections.abc import Iterator
 
 from peer.core.parents import ParentTable
-from peer.core.state import Collection, Link, PeerState, Task, TaskPhase
+from peer.core.state import Collection, Link, LinkPhase, PeerState, Task, TaskPhase
 from peer.core.swarm_view import fold
 from shoal.wire import bitfield
 from shoal.wire.control import Assigned, Directory, SwarmMap
@@ -32,6 +32,9 @@ LATE_NS_MAX = 20 * SECOND_NS
 LATE_PIECES = 4
 """A piece is late when half of the swarm has had it for a second, and for the time that so many
 pieces take on one stripe."""
+
+CONNECT_NS = 2 * SECOND_NS
+"""A host to which a connection takes longer is not waited for."""
 
 HOLDER_SAMPLES = 8
 """Hosts that are looked at for a piece before all of them are."""
@@ -176,6 +179,7 @@ class Feeds:
 
     def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:
         """Chooses what to have from others than the stripes' parents: (link, task, pieces)."""
+        self._drop_hopeless(collection)
         room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * self._idle_stripes(collection)
         chosen: list[tuple[Link, Task, int]] = []
         orphaned = [
@@ -201,6 +205,16 @@ class Feeds:
             link.pulls[task.task_id] = link.pulls.get(task.task_id, 0) | pieces
             task.pulled |= pieces
         return chosen
+
+    def _drop_hopeless(self, collection: Collection) -> None:
+        """Pulls from hosts that failed us since, or to which no connection comes about."""
+        now_ns = self._state.now_ns
+        for link in self._state.links.values():
+            down = link.phase is not LinkPhase.UP and now_ns - link.met_ns >= CONNECT_NS
+            if link.pulls and (down or link.quarantined_until_ns > now_ns):
+                for task_id in list(link.pulls):
+                    if self._state.tasks[task_id].flow is collection:
+                        self._drop_pull(link, task_id)
 
     def _active_pulls(self, collection: Collection) -> int:
         """Units being pulled, roughly: parts of several units count as one each."""

@@ -28,6 +28,9 @@ enough to bridge a busy event loop, short enough that rarity is judged on fresh 
 STANDING_MIN = 2
 """Standing requests of one stripe: the one that comes, and the one that its parent sends next."""
 
+MAP_LOOK_NS = 500 * MILLISECOND_NS
+"""How often it is looked for what is late while nothing new is told."""
+
 FIRST_IN_ORDER = 4
 """The first requests of a streamed task all go in order, so that its reader starts at once."""
 
@@ -60,6 +63,7 @@ class Fetcher:
         self._blocked: dict[str, Link] = {}
         """Parents passed over because of a quarantine or a `busy` that will expire."""
         self._all_dirty = False
+        self._maps_due_ns: int | None = None
         self._mapped: dict[CollectionId, Collection] = {}
         """Collections whose pulls are to be looked at again."""
 
@@ -144,8 +148,18 @@ class Fetcher:
     # ------------------------------------------------------------ by plan
 
     def _plan_pulls(self) -> None:
+        due = self._maps_due_ns is not None and self._maps_due_ns <= self._state.now_ns
+        if due:
+            # What is late, and who may be asked, changes with time alone.
+            self._maps_due_ns = None
+            for collection in self._state.collections.values():
+                if collection.feeds:
+                    self.map_changed(collection)
         if not self._mapped:
             return
+        if self._maps_due_ns is None and self._state.scheduled:
+            self._maps_due_ns = self._state.now_ns + MAP_LOOK_NS
+            self._state.wake_at(self._maps_due_ns)
         mapped, self._mapped = self._mapped, {}
         for collection in mapped.values():
             if not self._state.scheduled or collection.collection_id not in self._state.collections:
