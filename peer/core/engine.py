@@ -194,6 +194,7 @@ class PeerEngine:
 
     def _task_over(self, task: Task) -> None:
         """All bytes are here, or the task failed: nothing more is fetched for it."""
+        self._feeds.task_over(task)
         self._fetcher.cancel_task(task)
         self._reads.task_over(task)
         self._parents.finished(task)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from peer.core.parents import ParentTable
 from peer.core.state import Collection, Link, LinkPhase, PeerState, Task, TaskPhase
-from peer.core.swarm_view import fold
+from peer.core.swarm_view import SwarmView, fold
 from shoal.wire import bitfield
 from shoal.wire.control import Assigned, Directory, SwarmMap
 from shoal.wire.ids import TaskId
@@ -26,6 +26,9 @@ CHANNELS_AHEAD = 2
 AHEAD_PIECES = 8
 """When so few pieces of a task are left to ask a parent for, the channels of so many tasks behind
 it are opened, so that the change from one to the next costs no round trip."""
+
+LAGGING_SHARE = 0.35
+"""A stripe that brings less than this part of what this host's usual stripe does lags."""
 
 LATE_NS_MIN = 1 * SECOND_NS
 LATE_NS_MAX = 20 * SECOND_NS
@@ -72,10 +75,10 @@ class Feeds:
     def mapped(self, message: SwarmMap, collection: Collection) -> None:
         """The scheduler tells who holds what."""
         collection.view = fold(collection.view, message)
-        collection.spread.append((self._state.now_ns, collection.view.spread))
+        collection.history.append((self._state.now_ns, collection.view))
 
-    def _settled(self, collection: Collection) -> dict[int, int]:
-        """What half of the swarm has held for so long that whoever lacks it is late."""
+    def _settled(self, collection: Collection) -> SwarmView:
+        """The view of so long ago that whoever lacks what it shows is late."""
         rates = sorted(
             link.rate_bytes_s
             for feed in collection.feeds
@@ -92,12 +95,26 @@ class Feeds:
                 / rates[len(rates) // 2]
             )
             late_ns = max(late_ns, min(LATE_NS_MAX, int(LATE_PIECES * piece_s * SECOND_NS)))
-        history = collection.spread
+        history = collection.history
         while len(history) > 1 and history[1][0] <= self._state.now_ns - late_ns:
             history.popleft()
         if not history or history[0][0] > self._state.now_ns - late_ns:
-            return {}
+            return SwarmView()
         return history[0][1]
+
+    def _lagging(self, collection: Collection) -> list[int]:
+        """Stripes that bring much less than the others of this host."""
+        links = [self._state.links.get(feed) if feed else None for feed in collection.feeds]
+        rates = sorted(link.rate_bytes_s for link in links if link is not None)
+        if not rates or rates[-1] <= 0:
+            return []
+        least = LAGGING_SHARE * rates[len(rates) // 2]
+        now_ns = self._state.now_ns
+        return [
+            stripe
+            for stripe, link in enumerate(links)
+            if link is not None and (link.rate_bytes_s < least or link.quiet_since(now_ns))
+        ]
 
     def forget(self, collection: Collection) -> None:
         """There is no scheduler any more, or the collection is over: no plan holds."""
@@ -180,16 +197,17 @@ class Feeds:
     def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:
         """Chooses what to have from others than the stripes' parents: (link, task, pieces)."""
         self._drop_hopeless(collection)
-        room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * self._idle_stripes(collection)
+        settled = self._settled(collection)
+        lagging = self._lagging(collection)
         chosen: list[tuple[Link, Task, int]] = []
         orphaned = [
             stripe for stripe, feed in enumerate(collection.feeds) if not self._usable(feed)
         ]
-        settled = self._settled(collection)
+        room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * len({*orphaned, *lagging})
         for task in self._open_tasks(collection):
             if self._active_pulls(collection) + len(chosen) >= room:
                 break
-            units = self._pullable(collection, task, orphaned, settled)
+            units = self._pullable(collection, task, orphaned, lagging, settled)
             unit_pieces = self._unit_pieces(task)
             while units and self._active_pulls(collection) + len(chosen) < room:
                 unit = _draw(units, self._state.dice.random())
@@ -225,13 +243,6 @@ class Feeds:
             if self._state.tasks[task_id].flow is collection
         )
 
-    def _idle_stripes(self, collection: Collection) -> int:
-        idle = 0
-        for feed in collection.feeds:
-            link = self._state.links.get(feed) if feed else None
-            idle += link is None or link.quiet_since(self._state.now_ns)
-        return idle
-
     def _usable(self, feed: str) -> bool:
         if not feed:
             return False
@@ -239,23 +250,28 @@ class Feeds:
         return link is not None and link.quarantined_until_ns <= self._state.now_ns
 
     def _pullable(
-        self, collection: Collection, task: Task, orphaned: list[int], settled: dict[int, int]
+        self,
+        collection: Collection,
+        task: Task,
+        orphaned: list[int],
+        lagging: list[int],
+        settled: SwarmView,
     ) -> int:
         """Units of a task that are late, or that no parent brings."""
         unit_pieces = self._unit_pieces(task)
         count = task.descriptor.geometry.piece_count
-        view = collection.view
-        late = settled.get(task.number, 0)
         missing = task.missing & ~task.reading_mask & ~task.pulled
-        units = 0
-        if late:
-            units = late & _units_with(missing, unit_pieces, count)
-        covered = view.covered.get(task.number, 0) if orphaned else 0
-        if covered:
-            mine = 0
-            for stripe in orphaned:
-                mine |= self._of_stripe(task, stripe)
-            units |= covered & _units_with(missing & mine & ~task.flying_mask, unit_pieces, count)
+        units = settled.spread.get(task.number, 0) & _units_with(missing, unit_pieces, count)
+        for stripes, view, wanted in (
+            (orphaned, collection.view, missing & ~task.flying_mask),
+            (lagging, settled, missing),
+        ):
+            covered = view.covered.get(task.number, 0) if stripes else 0
+            if covered:
+                mine = 0
+                for stripe in stripes:
+                    mine |= self._of_stripe(task, stripe)
+                units |= covered & _units_with(wanted & mine, unit_pieces, count)
         return units
 
     def _holder(self, collection: Collection, task: Task, unit: int) -> Link | None:
@@ -297,6 +313,12 @@ class Feeds:
             link.pulls[task.task_id] = left
         else:
             del link.pulls[task.task_id]
+
+    def task_over(self, task: Task) -> None:
+        """The task needs nothing from anybody any more."""
+        for link in self._state.links.values():
+            if task.task_id in link.pulls:
+                self._drop_pull(link, task.task_id)
 
     def drop_pulls(self, link: Link) -> None:
         """A parent is gone, or does not come up: its pulls are free for others."""

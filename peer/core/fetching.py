@@ -173,6 +173,8 @@ class Fetcher:
         """Pulls and standing requests at a parent. False: there is no room for any request."""
         for task_id, pieces in list(link.pulls.items()):
             task = self._state.tasks[task_id]
+            if task.phase is not TaskPhase.ACTIVE:
+                continue
             channel = link.channels.get(task_id)
             if channel is None or not channel.open:
                 self._parents.open_channel(link, task)

@@ -247,8 +247,8 @@ class Collection:
     """Tasks with smaller numbers are all here."""
     directory: dict[int, Parent] = field(default_factory=dict)
     view: SwarmView = field(default_factory=SwarmView)
-    spread: deque[tuple[int, dict[int, int]]] = field(default_factory=deque)
-    """What half of the swarm held at earlier times, oldest first."""
+    history: deque[tuple[int, SwarmView]] = field(default_factory=deque)
+    """Earlier views, oldest first, as far as what was known then tells what is late now."""
 
 
 @dataclass(slots=True)

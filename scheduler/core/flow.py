@@ -34,12 +34,18 @@ class Flow:
     counts: dict[HostId, list[int]] = field(default_factory=dict)
     before: dict[HostId, list[int]] = field(default_factory=dict)
     since_ns: int = 0
+    stripes: int = 0
     slowed: dict[HostId, int] = field(default_factory=dict)
     """When each host's slots were last lowered."""
 
     def took_in(self, host_id: HostId, by_stripe: list[int]) -> None:
         """A host holds so many more units."""
-        counts = self.counts.setdefault(host_id, [0] * len(by_stripe))
+        if len(by_stripe) != self.stripes:
+            # Units are dealt out otherwise now: only what comes from here on can be compared.
+            self.stripes = len(by_stripe)
+            self.counts.clear()
+            self.before.clear()
+        counts = self.counts.setdefault(host_id, [0] * self.stripes)
         for stripe, more in enumerate(by_stripe):
             counts[stripe] += more
 

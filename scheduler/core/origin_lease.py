@@ -143,14 +143,16 @@ class LeaseOffice:
             return False
         return True
 
-    def _reader(self, task: Task, preferred: list[HostId]) -> HostId | None:
-        """Who reads (this part of) a task: the first of the preferred who may, else anybody."""
+    def _reader(self, task: Task, preferred: list[HostId], free: int = -1) -> HostId | None:
+        """Who reads (some of the pieces `free` of) a task: the first of the preferred who may, else
+        anybody. Nobody reads again what it claimed to hold and did not give."""
         if task.sole_reader is not None and self._may(task, task.sole_reader):
             return task.sole_reader
-        for host_id in preferred:
-            if self._may(task, host_id):
-                return host_id
-        return next((host_id for host_id in task.wanted if self._may(task, host_id)), None)
+        for hosts in (preferred, task.wanted):
+            for host_id in hosts:
+                if free & ~task.doubted.get(host_id, 0) and self._may(task, host_id):
+                    return host_id
+        return None
 
     def _grant_collection(self, collection: Collection) -> None:
         roots, unit_bytes = self._roots_of(collection)
@@ -205,8 +207,10 @@ class LeaseOffice:
             if free:
                 if turn.behind + bitfield.lowest(free) // unit_pieces >= horizon:
                     return False
-                host_id = self._reader(task, preferred)
+                host_id = self._reader(task, preferred, free)
                 if host_id is not None:
+                    if host_id != task.sole_reader:
+                        free &= ~task.doubted.get(host_id, 0)
                     return self._grant_some(task, host_id, free, unit_bytes)
                 self._check_hope(task)
             turn.at += 1
