@@ -28,6 +28,9 @@ enough to bridge a busy event loop, short enough that rarity is judged on fresh 
 STANDING_MIN = 2
 """Standing requests of one stripe: the one that comes, and the one that its parent sends next."""
 
+STANDING_MAX = 16
+"""And at most: a parent keeps a bounded list of what each child waits for."""
+
 MAP_LOOK_NS = 500 * MILLISECOND_NS
 """How often it is looked for what is late while nothing new is told."""
 
@@ -189,7 +192,7 @@ class Fetcher:
             feed = (collection.collection_id, stripe)
             while True:
                 asked = link.standing.get(feed, 0)
-                if asked >= self._state.limits.pipeline_pieces_max:
+                if asked >= STANDING_MAX:
                     break
                 found = self._feeds.next_piece(link, collection, stripe)
                 if found is None:
@@ -203,11 +206,10 @@ class Fetcher:
 
     def _standing_depth(self, link: Link, task: Task) -> int:
         """Pieces of one stripe asked for ahead: what the rate of its parent brings while a request
-        travels, within this stripe's part of the budget."""
-        length = task.descriptor.geometry.piece_length_bytes
+        travels, and at least two units, for a root reads as many at once."""
         assert task.flow is not None
-        share = self._state.limits.in_flight_bytes_max // (2 * len(task.flow.feeds)) // length
-        return max(STANDING_MIN, min(self._depth(link, task), share))
+        unit = task.flow.unit_bytes // task.descriptor.geometry.piece_length_bytes
+        return min(STANDING_MAX, max(STANDING_MIN, self._depth(link, task), 2 * unit))
 
     def _depth(self, link: Link, task: Task) -> int:
         limits = self._state.limits

@@ -15,7 +15,7 @@ from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason
 from shoal.wire.ids import NO_LEASE, CollectionId, HostId, LeaseNumber
-from shoal.wire.limits import MILLISECOND_NS, RUN_BYTES_MAX, SECOND_NS
+from shoal.wire.limits import MIB, MILLISECOND_NS, RUN_BYTES_MAX, SECOND_NS
 
 LEASE_GRACE_NS = 1 * SECOND_NS
 """A host whose stream broke keeps its leases so long: a new stream takes less."""
@@ -28,6 +28,9 @@ TASK_FAILURES_MAX = 12
 
 RETRY_BASE_MS = 200
 
+
+ALONE_WINDOW_BYTES = 4 * MIB
+"""The least window of a lone reader: a small file whole."""
 
 AHEAD_UNITS_MIN = 2
 """Units that a stripe may be read ahead of the one that is furthest behind. Stripes in step end
@@ -211,13 +214,16 @@ class LeaseOffice:
                 if host_id is not None:
                     if host_id != task.sole_reader:
                         free &= ~task.doubted.get(host_id, 0)
-                    return self._grant_some(task, host_id, free, unit_bytes)
+                    alone = len(roots) == 1
+                    return self._grant_some(task, host_id, free, unit_bytes, alone=alone)
                 self._check_hope(task)
             turn.at += 1
             turn.behind += -(-geometry.piece_count // unit_pieces)
         return False
 
-    def _grant_some(self, task: Task, host_id: HostId, free: int, unit_bytes: int) -> bool:
+    def _grant_some(
+        self, task: Task, host_id: HostId, free: int, unit_bytes: int, *, alone: bool
+    ) -> bool:
         geometry = task.descriptor.geometry
         limits = self._state.limits
         host = self._state.hosts[host_id]
@@ -228,7 +234,11 @@ class LeaseOffice:
                 2 * max(host.lease_window_bytes, unit_bytes), limits.lease_window_bytes_max
             )
         outstanding = self._outstanding_bytes(host_id)
-        window = max(host.lease_window_bytes, limits.lease_window_runs_min * unit_bytes)
+        least = limits.lease_window_runs_min * unit_bytes
+        if alone:
+            # Nobody else reads, and nobody waits for what comes first.
+            least = max(least, ALONE_WINDOW_BYTES)
+        window = max(host.lease_window_bytes, least)
         if outstanding and outstanding + unit_bytes > window:
             return False
         part_bytes = min(window - outstanding, max(window // 2, unit_bytes))

@@ -12,8 +12,8 @@ from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, Ta
 from shoal.wire.limits import MIB, SchedulerLimits
 from shoal.wire.wakeups import WakeUps
 
-LEASE_WINDOW_START_BYTES = 4 * MIB
-"""A host's first lease window: one small file whole, a second or so of a slow origin."""
+LEASE_WINDOW_START_BYTES = 1 * MIB
+"""A host's first lease window. It is at least two units, and grows when it holds the host up."""
 
 
 @dataclass(slots=True)
