@@ -227,6 +227,7 @@ class PeerEngine:
     def _unwatched(self, task: Task) -> None:
         """Nobody here wants the task any more; what is held of it stays and is served on."""
         task.streaming = False
+        self._uploads.let_go(task.task_id)
         if task.phase in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             self._task_over(task)
         elif task.phase is TaskPhase.FAILED and not task.held:
@@ -453,6 +454,7 @@ class PeerEngine:
 
     def _shut_down(self, _event: ev.ShutDown) -> None:
         self.state.shutting_down = True
+        self._uploads.let_go()
         for download in list(self.state.downloads.values()):
             if not download.ended:
                 self._wishes.unwant(

@@ -182,10 +182,12 @@ class Fetcher:
             if channel is None or not channel.open:
                 self._parents.open_channel(link, task)
                 continue
-            depth = self._depth(link, task)
+            # Standing requests do not count: they may wait for this very piece, round a circle.
+            pulling = len(link.requests) - sum(link.standing.values())
             for piece in bitfield.pieces(pieces & ~task.flying_mask):
-                if len(link.requests) >= depth:
+                if pulling >= self._depth(link, task):
                     break
+                pulling += 1
                 if not self._send(link, task, piece):
                     return False
         for collection, stripe in link.feeds:

@@ -202,6 +202,14 @@ class Uploads:
                 self._stop_waiting(child, number)
                 self._reject(child.connection_id, number, Reason.NOT_HELD)
 
+    def let_go(self, task_id: TaskId | None = None) -> None:
+        """Nobody here wants the task (or, None, anything) any more: what children wait for will
+        not come this way."""
+        for child in list(self._state.children.values()):
+            for waited in dict.fromkeys(waited for waited, _ in child.waiting.values()):
+                if task_id in (None, waited):
+                    self._drop_waiting(child, waited)
+
     def serve_awaited(self) -> None:
         """Standing requests for what has just become servable. At the end of every event."""
         if self._parked:
@@ -244,7 +252,7 @@ class Uploads:
                     DropChild(connection_id=event.connection_id, reason=Reason.PEER_PROTOCOL)
                 )
                 return
-            if not ready >> piece & 1 and not (event.wait and task.phase in STILL_FILLING):
+            if not ready >> piece & 1 and not (event.wait and self._will_hold(task)):
                 self._reject(event.connection_id, number, Reason.NOT_HELD)
             elif (
                 len(child.queue) + len(child.waiting) >= limits.upload_queue_pieces_max
@@ -264,6 +272,9 @@ class Uploads:
                 self._queued += 1
                 self._turn[event.connection_id] = child
         self._serve()
+
+    def _will_hold(self, task: Task) -> bool:
+        return task.phase in STILL_FILLING and bool(task.watchers) and not self._state.shutting_down
 
     def cancelled(self, event: ChildCancelled) -> None:
         """A child no longer wants some of its requests; those being sent go on."""

@@ -120,7 +120,7 @@ class Boards:
         return holders
 
     def _enlist(self, collection: Collection, board: Board, host_id: HostId) -> None:
-        if host_id in board.numbers or len(board.directory) >= self._state.limits.map_hosts_max:
+        if host_id in board.numbers or len(board.numbers) >= self._state.limits.map_hosts_max:
             return
         host = self._state.hosts[host_id]
         board.numbers[host_id] = len(board.directory)
@@ -184,9 +184,14 @@ class Boards:
                 continue
             collection = self._state.collections[collection_id]
             board.forget(host_id)
-            del board.numbers[host_id]
+            number = board.numbers[host_id]
+            if board.directory[number].addresses != self._state.hosts[host_id].addresses:
+                del board.numbers[host_id]
             board.fed.pop(host_id, None)
             self._enlist(collection, board, host_id)
+            for number, task in self._state.tasks_of(collection):
+                if host_id in task.holders:
+                    board.dirty[host_id, number] = None
             self._plan(board)
 
     def host_gone(self, host_id: HostId) -> None:
