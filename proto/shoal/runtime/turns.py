@@ -14,7 +14,7 @@ from typing import Final
 from shoal.runtime.rates import RateLimiter
 from shoal.wire.limits import KIB, SECOND_NS
 
-ROUND_NS: Final = 40_000_000
+ROUND_NS: Final = 80_000_000
 """Time in which everybody who waits has a turn, where turns are not too small for that: what is
 small and urgent on one connection waits no longer for the bulk on all the others."""
 

@@ -91,7 +91,7 @@ def test_burst_and_rate_bound_every_stretch_of_time(count: int, rate: int) -> No
     assert takers.total_bytes >= 2.05 * rate
     # All get the same, but for the few that the first burst was enough for.
     assert max(takers.of_each) - min(takers.of_each) <= 256 * KIB + max(
-        16 * KIB, rate * 40 // 1_000 // count
+        16 * KIB, rate * 80 // 1_000 // count
     )
 
 
@@ -135,7 +135,7 @@ def test_small_turns_come_before_long() -> None:
         assert await takers.turns.acquire(100) == 100
         return loop.time() - asked_s
 
-    assert run_virtual(loop, scenario()) < 0.06
+    assert run_virtual(loop, scenario()) < 0.1
 
 
 def test_without_a_limit_nobody_waits() -> None:
@@ -163,8 +163,8 @@ def test_who_gives_up_has_paid_nothing() -> None:
     turns = Turns(limiter)
 
     async def scenario() -> None:
-        assert turns.take(200 * KIB) == 40_000
-        assert await turns.acquire(60_000) == 40_000
+        assert turns.take(200 * KIB) == 80_000
+        assert await turns.acquire(60_000) == 60_000
         assert await turns.acquire(20_000) == 20_000
         waiting = [asyncio.create_task(turns.acquire(50_000)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -173,7 +173,7 @@ def test_who_gives_up_has_paid_nothing() -> None:
         waiting[0].cancel()
         await asyncio.wait(waiting[:1])
         assert turns.waiting == 2
-        assert await waiting[1] == 20_000
+        assert await waiting[1] == 40_000
         # A turn that came in the same moment as the cancel.
         turn_came = loop.create_future()
 
