@@ -36,6 +36,9 @@ LATE_PIECES = 4
 """A piece is late when half of the swarm has had it for a second, and for the time that so many
 pieces take on one stripe."""
 
+SEARCHES = 3
+"""Hosts that are asked at a time for pieces that the map does not show."""
+
 CONNECT_NS = 2 * SECOND_NS
 """A host to which a connection takes longer is not waited for."""
 
@@ -192,6 +195,10 @@ class Feeds:
             (stripe - task.number) % stripes,
         )
 
+    def belongs(self, task: Task, piece: int, stripe: int) -> bool:
+        """Whether a piece is of a stripe, as units are dealt out now."""
+        return task.flow is not None and bool(self._of_stripe(task, stripe) >> piece & 1)
+
     # ------------------------------------------------------------ pulls
 
     def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:
@@ -207,6 +214,7 @@ class Feeds:
         for task in self._open_tasks(collection):
             if self._active_pulls(collection) + len(chosen) >= room:
                 break
+            self._search(collection, task, orphaned)
             units = self._pullable(collection, task, orphaned, lagging, settled)
             unit_pieces = self._unit_pieces(task)
             while units and self._active_pulls(collection) + len(chosen) < room:
@@ -273,6 +281,33 @@ class Feeds:
                     mine |= self._of_stripe(task, stripe)
                 units |= covered & _units_with(wanted & mine, unit_pieces, count)
         return units
+
+    def _search(self, collection: Collection, task: Task, orphaned: list[int]) -> None:
+        """Where units are in parts at several hosts, the map shows nobody: asks drawn hosts for
+        what they hold while nothing else brings the orphaned stripes on."""
+        task.searched = 0
+        if not orphaned or task.reading_mask or task.pulled or not collection.directory:
+            return
+        covered = bitfield.pieces_of_units(
+            collection.view.covered.get(task.number, 0),
+            self._unit_pieces(task),
+            task.descriptor.geometry.piece_count,
+        )
+        mine = 0
+        for stripe in orphaned:
+            mine |= self._of_stripe(task, stripe)
+        task.searched = task.missing & mine & ~covered & ~task.flying_mask
+        if not task.searched:
+            return
+        numbers = list(collection.directory)
+        for _ in range(SEARCHES):
+            number = numbers[int(self._state.dice.random() * len(numbers))]
+            parent = collection.directory[number]
+            if parent.host_id == self._state.host.host_id:
+                continue
+            link = self._parents.meet(parent, collection)
+            if link is not None:
+                self._parents.open_channel(link, task)
 
     def _holder(self, collection: Collection, task: Task, unit: int) -> Link | None:
         """A drawn host that holds a unit: of this zone if any there does."""

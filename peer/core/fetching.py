@@ -84,8 +84,10 @@ class Fetcher:
             if fetch.feed is None or fetch.feed[0] != collection.collection_id:
                 continue
             stripe = fetch.feed[1]
-            stays = stripe < len(collection.feeds) and (
-                collection.feeds[stripe] == fetch.link.host_id
+            stays = (
+                stripe < len(collection.feeds)
+                and collection.feeds[stripe] == fetch.link.host_id
+                and self._feeds.belongs(fetch.task, fetch.piece, stripe)
             )
             if not stays and not self._owed(fetch):
                 self._cancel(fetch)
@@ -131,7 +133,7 @@ class Fetcher:
             for task_id, channel in link.channels.items()
             if channel.open
             and (task := self._state.tasks[task_id]).phase is TaskPhase.ACTIVE
-            and not self._state.planned(task)
+            and (task.searched or not self._state.planned(task))
         ]
         if len(tasks) > 1:
             tasks.sort(key=lambda pair: -pair[0].priority)
@@ -141,6 +143,10 @@ class Fetcher:
                 candidates = channel.held & ~task.held & ~task.flying_mask & ~task.reading_mask
                 if task.descriptor.geometry.size_bytes is not None:
                     candidates &= task.missing  # A parent may have told of pieces behind the end.
+                if self._state.planned(task):
+                    candidates &= task.searched
+                    if not candidates:
+                        break
                 if not candidates:
                     candidates = self._endgame(link, task, channel.held)
                     if not candidates:

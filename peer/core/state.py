@@ -93,6 +93,9 @@ class Task:
     number: int = 0
     pulled: int = 0
     """Pieces that are to come from hosts that are not their stripe's parent."""
+    searched: int = 0
+    """Pieces that no parent brings and the map names nobody for: units of which several hosts hold
+    a part. Whoever is asked tells what it holds, piece by piece."""
     next_descriptor: TaskDescriptor | None = None
     """A newer descriptor that waits for the store's answer to the present one."""
 
