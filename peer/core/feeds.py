@@ -271,7 +271,9 @@ class Feeds:
         unit_pieces = self._unit_pieces(task)
         count = task.descriptor.geometry.piece_count
         missing = task.missing & ~task.reading_mask & ~task.pulled
-        units = settled.spread.get(task.number, 0) & _units_with(missing, unit_pieces, count)
+        # What is on its way is left to it, unless its whole stripe lags.
+        late = settled.spread.get(task.number, 0)
+        units = late and late & _units_with(missing & ~task.flying_mask, unit_pieces, count)
         for stripes, view, wanted in (
             (orphaned, collection.view, missing & ~task.flying_mask),
             (lagging, settled, missing),

@@ -3,6 +3,7 @@ what. Decides what is published and when: in batches, one message object for all
 rarely the more they are, so that a large swarm costs a scheduler no more messages than a small one.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from shoal.wire.limits import (
     UNIT_BYTES_MAX,
     UNIT_BYTES_MIN,
 )
+
+ENOUGH_SLOTS = 0.97
+"""A few hosts may have a child too many rather than all the weak ones feed others."""
 
 
 @dataclass(slots=True)
@@ -111,7 +115,7 @@ class Boards:
         }
         if not told:
             return
-        usual = sorted(told.values())[len(told) // 2]
+        usual = _full_share(list(told.values()))
         for place in board.overlay.places:
             rate = told.get(place.host_id, usual)
             slots = min(SLOTS_PER_HOST_MAX, STRIPES * rate // usual)
@@ -413,3 +417,14 @@ class Boards:
         for host_id in board.fresh if fresh else collection.members:
             if fresh or (host_id not in board.fresh and host_id in board.fed):
                 self._state.send(host_id, message)
+
+
+def _full_share(rates: list[int]) -> int:
+    """The greatest of the rates that, taken for a full share, leaves nearly enough children's
+    places for all. Greater ones overload the strong hosts, smaller ones use the weak."""
+    counted = Counter(rates)
+    for share in sorted(counted, reverse=True):
+        slots = sum(STRIPES * rate // share * hosts for rate, hosts in counted.items())
+        if slots >= ENOUGH_SLOTS * STRIPES * len(rates):
+            return share
+    return min(counted)
