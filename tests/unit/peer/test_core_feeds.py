@@ -1,5 +1,7 @@
 """Flow by the scheduler's plan: standing requests, parents that change, what is late, pulls."""
 
+from typing import Any
+
 import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
@@ -14,7 +16,7 @@ STANDING = 2
 """Standing requests of one stripe at a parent that was not measured yet."""
 
 
-def planned(*feeds: str, pieces: int = 16, **limits: int) -> Rig:
+def planned(*feeds: str, pieces: int = 16, **limits: Any) -> Rig:
     """A host whose task flows by a plan, with connections to its parents; nobody holds anything."""
     rig = Rig(**limits).start(pieces)
     rig.plan(*feeds)
@@ -136,6 +138,16 @@ def test_a_parent_that_is_named_after_the_plan_feeds_as_well() -> None:
     assert open_at(rig, "p1")[:2] == [0, 1]
 
 
+def test_a_parent_that_is_met_before_it_is_named_feeds_its_stripe() -> None:
+    rig = Rig().start(8)
+    rig.tell(msg.Assigned(collection_id=COLLECTION, unit_bytes=1, parents=(HostId("h0"),)))
+    rig.directory("h0")
+    rig.map((0, 1))
+    assert pulled_from(rig) == ["h0"]
+    rig.connects("h0", 1)
+    assert open_at(rig, "h0") == [0, 1, 2], "pulled is what it holds, awaited what it will"
+
+
 def test_messages_for_collections_that_are_over_are_ignored() -> None:
     rig = planned("a")
     rig.unwant()
@@ -247,13 +259,28 @@ def test_room_is_not_made_by_letting_a_parent_go() -> None:
 def test_what_half_of_the_swarm_had_for_long_is_had_from_elsewhere() -> None:
     rig = planned("a", "b")
     rig.directory("h0")
-    rig.map((0, 0b1), spread=0b1)
-    assert not rig.of(fx.CancelFetch)
+    late = 1 << 8
+    rig.map((0, late | 1), spread=late | 1)
+    assert not rig.task.pulled
     rig.tick(900)
-    assert open_at(rig, "a") == [0, 2]
+    assert not rig.task.pulled
     rig.tick(700)
-    assert rig.task.pulled == 1
-    assert 0 not in open_at(rig, "a")
+    assert rig.task.pulled == late
+    assert open_at(rig, "a") == [0, 2], "what is on its way is left to it"
+    rig.connects("h0", late | 1)
+    assert open_at(rig, "h0") == [8]
+
+
+def test_a_stripe_that_lags_behind_the_others_is_had_from_elsewhere() -> None:
+    rig = planned("a", "b")
+    rig.directory("h0")
+    rig.map((0, 0b1))
+    for _ in range(6):
+        rig.tick(300)
+        rig.fetched(request(rig, "b", open_at(rig, "b")[0]))
+    rig.tick(300)
+    assert rig.task.pulled == 1, "although its parent was asked for it"
+    assert open_at(rig, "a") == [2, 4]
     rig.connects("h0", 1)
     assert open_at(rig, "h0") == [0]
 
