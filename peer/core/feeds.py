@@ -52,6 +52,8 @@ class Feeds:
     def __init__(self, state: PeerState, parents: ParentTable) -> None:
         self._state = state
         self._parents = parents
+        self.searching = False
+        """Pieces are searched for since this was last looked at."""
 
     # ------------------------------------------------------------ news
 
@@ -211,10 +213,14 @@ class Feeds:
             stripe for stripe, feed in enumerate(collection.feeds) if not self._usable(feed)
         ]
         room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * len({*orphaned, *lagging})
+        front = self._front(collection, settled)
+        seen = max(collection.view.covered, default=-1)
         for task in self._open_tasks(collection):
-            if self._active_pulls(collection) + len(chosen) >= room:
+            if self._active_pulls(collection) + len(chosen) >= room or (
+                task.number > max(front[0], seen)
+            ):
                 break
-            self._search(collection, task, orphaned)
+            self._search(collection, task, orphaned, front)
             units = self._pullable(collection, task, orphaned, lagging, settled)
             unit_pieces = self._unit_pieces(task)
             # Another pull may bring a part of a unit.
@@ -233,6 +239,15 @@ class Feeds:
             link.pulls[task.task_id] = link.pulls.get(task.task_id, 0) | pieces
             task.pulled |= pieces
         return chosen
+
+    def _front(self, collection: Collection, settled: SwarmView) -> tuple[int, int]:
+        """How far the swarm had come a while ago, as (task, unit): what is missing before that is
+        stuck. Where nothing new was told for long, everything is."""
+        history = collection.history
+        if history and self._state.now_ns - history[-1][0] >= LATE_NS_MIN:
+            return len(collection.sources), 0
+        last = max((number for number, units in settled.covered.items() if units), default=-1)
+        return last, settled.covered.get(last, 0).bit_length() - 1
 
     def _drop_hopeless(self, collection: Collection) -> None:
         """Pulls from hosts that failed us since, or to which no connection comes about."""
@@ -286,11 +301,19 @@ class Feeds:
                 units |= covered & _units_with(wanted & mine, unit_pieces, count)
         return units
 
-    def _search(self, collection: Collection, task: Task, orphaned: list[int]) -> None:
+    def _search(
+        self, collection: Collection, task: Task, orphaned: list[int], front: tuple[int, int]
+    ) -> None:
         """Where units are in parts at several hosts, the map shows nobody: asks drawn hosts for
         what they hold while nothing else brings the orphaned stripes on."""
         task.searched = 0
-        if not orphaned or task.reading_mask or task.pulled or not collection.directory:
+        if (
+            not orphaned
+            or task.number > front[0]
+            or task.reading_mask
+            or task.pulled
+            or not collection.directory
+        ):
             return
         covered = bitfield.pieces_of_units(
             collection.view.covered.get(task.number, 0),
@@ -301,8 +324,11 @@ class Feeds:
         for stripe in orphaned:
             mine |= self._of_stripe(task, stripe)
         task.searched = task.missing & mine & ~covered & ~task.flying_mask
+        if task.number == front[0]:
+            task.searched &= (1 << max(0, front[1]) * self._unit_pieces(task)) - 1
         if not task.searched:
             return
+        self.searching = True
         numbers = list(collection.directory)
         for _ in range(SEARCHES):
             number = numbers[int(self._state.dice.random() * len(numbers))]

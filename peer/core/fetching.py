@@ -178,6 +178,10 @@ class Fetcher:
                 self.cancel_pieces(task, pieces)
                 self.link_changed(link)
 
+            if self._feeds.searching:
+                self._feeds.searching = False
+                self._all_dirty = True
+
     def _fill_planned(self, link: Link) -> bool:
         """Pulls and standing requests at a parent. False: there is no room for any request."""
         for task_id, pieces in list(link.pulls.items()):
