@@ -216,6 +216,7 @@ class PeerEngine:
         self._parents.strike(host_id, reason)
 
     def _origin_brought(self, task: Task, pieces: int) -> None:
+        self._feeds.came(task, pieces)
         self._fetcher.cancel_pieces(task, pieces)
         self._reads.changed()
 

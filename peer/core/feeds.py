@@ -223,6 +223,8 @@ class Feeds:
             self._search(collection, task, orphaned, front)
             units = self._pullable(collection, task, orphaned, lagging, settled)
             unit_pieces = self._unit_pieces(task)
+            # Another pull may bring a part of a unit.
+            wanted = task.missing & ~task.reading_mask & ~task.pulled
             while units and self._active_pulls(collection) + len(chosen) < room:
                 unit = _draw(units, self._state.dice.random())
                 units &= ~(1 << unit)
@@ -232,7 +234,7 @@ class Feeds:
                 pieces = bitfield.pieces_of_units(
                     1 << unit, unit_pieces, task.descriptor.geometry.piece_count
                 )
-                chosen.append((link, task, pieces & task.missing & ~task.reading_mask))
+                chosen.append((link, task, pieces & wanted))
         for link, task, pieces in chosen:
             link.pulls[task.task_id] = link.pulls.get(task.task_id, 0) | pieces
             task.pulled |= pieces
@@ -376,6 +378,18 @@ class Feeds:
             link.pulls[task.task_id] = left
         else:
             del link.pulls[task.task_id]
+
+    def came(self, task: Task, pieces: int) -> None:
+        """These pieces are here, from whomever: nobody needs to bring them any more."""
+        if not task.pulled & pieces:
+            return
+        task.pulled &= ~pieces
+        for link in self._state.links.values():
+            left = link.pulls.get(task.task_id, 0)
+            if left & ~pieces:
+                link.pulls[task.task_id] = left & ~pieces
+            elif left:
+                del link.pulls[task.task_id]
 
     def task_over(self, task: Task) -> None:
         """The task needs nothing from anybody any more."""

@@ -361,6 +361,7 @@ class Fetcher:
         if not kept:
             self._all_dirty = True
             return
+        self._feeds.came(task, 1 << fetch.piece)
         for duplicate in list(task.flying.get(fetch.piece, ())):
             self._cancel(self._state.fetches[duplicate])
         if not task.complete and not task.missing_unrequested:

@@ -79,6 +79,13 @@ class ParentTable:
     def _new_link(self, parent: Parent) -> Link:
         link = Link(host_id=parent.host_id, addresses=parent.addresses, zone=parent.zone)
         link.met_ns = self._state.now_ns
+        # It may have been assigned before it was named, or be named again after it was forgotten.
+        link.feeds = [
+            (collection, stripe)
+            for collection in self._state.collections.values()
+            for stripe, feed in enumerate(collection.feeds)
+            if feed == parent.host_id
+        ]
         self._state.links[parent.host_id] = link
         return link
 

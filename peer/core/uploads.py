@@ -379,6 +379,11 @@ class Uploads:
         """Requests waiting, over all children."""
         return self._queued
 
+    @property
+    def awaited(self) -> dict[TaskId, Awaited]:
+        """Standing requests, by task."""
+        return self._awaited
+
     def task_in_use(self, task_id: TaskId) -> bool:
         """Whether some child is being sent a piece of the task or waits for one."""
         return any(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peer.core.state import LinkPhase, PeerState, Task, TaskPhase
 from shoal.wire import bitfield
+from shoal.wire.ids import CollectionId
 
 if TYPE_CHECKING:
     from peer.core.download import TaskKeeper
@@ -22,8 +23,10 @@ def validate(
     for task in state.tasks.values():
         _validate_task(state, keeper, task)
     _validate_links(state)
+    _validate_feeds(state)
     _validate_budget(state, reads)
     _validate_uploads(state, uploads)
+    _validate_awaited(state, uploads)
     _validate_wishes(state)
 
 
@@ -87,6 +90,34 @@ def _validate_links(state: PeerState) -> None:
         assert link.quarantined_until_ns <= horizon_ns, f"{link.host_id}: L3: quarantined for ever"
 
 
+def _validate_feeds(state: PeerState) -> None:
+    pulled = dict.fromkeys(state.tasks, 0)
+    for link in state.links.values():
+        for task_id, pieces in link.pulls.items():
+            assert task_id in state.tasks, f"{link.host_id}: pulls of a task that is not here"
+            assert pieces, f"{link.host_id}: a pull of nothing"
+            assert not pulled[task_id] & pieces, f"{link.host_id}: pulls what another brings"
+            pulled[task_id] |= pieces
+        standing: dict[tuple[CollectionId, int], int] = {}
+        for request_id in link.requests:
+            feed = state.fetches[request_id].feed
+            if feed is not None:
+                standing[feed] = standing.get(feed, 0) + 1
+        counted = {feed: count for feed, count in link.standing.items() if count}
+        assert counted == standing, f"{link.host_id}: standing requests do not balance"
+        for collection, stripe in link.feeds:
+            assert collection is state.collections.get(collection.collection_id), "an old plan"
+            assert collection.feeds[stripe] == link.host_id, f"{link.host_id}: feeds no stripe"
+    for task in state.tasks.values():
+        name = task.task_id[:8]
+        assert task.pulled == pulled[task.task_id], f"{name}: pulled pieces do not balance"
+        assert not task.pulled & task.held, f"{name}: pieces are pulled that are held"
+    for collection in state.collections.values():
+        for stripe, parent in enumerate(collection.feeds):
+            fed_by = state.links.get(parent)
+            assert fed_by is None or (collection, stripe) in fed_by.feeds, "a feed unknown to it"
+
+
 def _validate_budget(state: PeerState, reads: "OriginReads") -> None:
     fetched = sum(fetch.length_bytes for fetch in state.fetches.values() if fetch.feed is None)
     assert fetched + reads.reserved_bytes == state.in_flight_bytes, "S7: budget does not balance"
@@ -102,6 +133,27 @@ def _validate_uploads(state: PeerState, uploads: "Uploads") -> None:
     assert serving <= state.limits.serving_max, "S5: too many pieces served at once"
     assert queued <= state.limits.upload_queue_total_max, "S5: too many requests wait"
     assert len(state.children) <= state.limits.children_max, "S5: too many children"
+
+
+def _validate_awaited(state: PeerState, uploads: "Uploads") -> None:
+    waiting = 0
+    for child in state.children.values():
+        numbers = [*child.waiting, *child.serving, *(number for number, _, _ in child.queue)]
+        assert len(set(numbers)) == len(numbers), "S4: a child's request is in two states"
+        depth = len(child.queue) + len(child.waiting)
+        assert depth <= state.limits.upload_queue_pieces_max, "S5: too many requests of a child"
+        for number, (task_id, piece) in child.waiting.items():
+            known = uploads.awaited[task_id].children[piece]
+            assert known[child.connection_id, number] is child, "a standing request is forgotten"
+            assert task_id in child.tasks, "S4: a standing request for a task that is closed"
+            waiting += 1
+    for task_id, awaited in uploads.awaited.items():
+        assert task_id in state.tasks, "a task is awaited that is not here"
+        assert awaited.mask, "nothing of a task is awaited"
+        assert awaited.mask == sum(1 << piece for piece in awaited.children), "awaited is stale"
+        assert all(awaited.children.values()), "a piece is awaited by nobody"
+        waiting -= sum(map(len, awaited.children.values()))
+    assert not waiting, "S4: a standing request of nobody"
 
 
 def _validate_wishes(state: PeerState) -> None:

@@ -79,6 +79,11 @@ class Boards:
         """The board of a collection that has members."""
         return self._boards.get(collection_id)
 
+    @property
+    def all(self) -> dict[CollectionId, Board]:
+        """Every board, by its collection."""
+        return self._boards
+
     # ------------------------------------------------------------ members
 
     def task_known(self, collection: Collection) -> None:

@@ -112,7 +112,7 @@ class SchedulerEngine:
 
     def validate(self) -> None:
         """Checks every invariant, O(everything). AssertionError names the one that is broken."""
-        validate(self.state)
+        validate(self.state, self._swarms.boards)
 
     def story(self, subject: str) -> list[tuple[int, str]]:
         """What happened to a task or source (by its id), as (now_ns, text), oldest first."""

@@ -61,7 +61,7 @@ class Overlay:
         return host_id in self._index
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self._index)
 
     def place(self, host_id: HostId) -> Place:
         """A member's place."""

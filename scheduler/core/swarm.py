@@ -7,7 +7,7 @@ ones each host is connected to its parents (`scheduler.core.overlay`), and finds
 
 from collections.abc import Callable
 
-from scheduler.core.board import Boards
+from scheduler.core.board import Board, Boards
 from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId
@@ -54,6 +54,11 @@ class Swarms:
         board = self._boards.of(collection.collection_id)
         assert board is not None, "somebody wants a task, so there is a board"
         return board.overlay.roots, board.unit_bytes
+
+    @property
+    def boards(self) -> dict[CollectionId, Board]:
+        """What is published of each collection."""
+        return self._boards.all
 
     def publish(self) -> None:
         """Parents, maps and digests that are due. At the end of every event."""

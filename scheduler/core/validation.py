@@ -1,9 +1,13 @@
 """Every invariant of a scheduler core in one pass. Tests and the simulator run it."""
 
-from scheduler.core.state import SchedulerState, Task
+from scheduler.core.board import Board
+from scheduler.core.overlay import Overlay
+from scheduler.core.state import Collection, SchedulerState, Task
+from shoal.wire.bitfield import Counts
+from shoal.wire.ids import CollectionId, HostId
 
 
-def validate(state: SchedulerState) -> None:
+def validate(state: SchedulerState, boards: dict[CollectionId, Board]) -> None:
     """Raises AssertionError with the invariant that does not hold."""
     for host in state.hosts.values():
         if host.session is not None:
@@ -21,6 +25,8 @@ def validate(state: SchedulerState) -> None:
         assert lease.number in task.readers[lease.host_id].leases, "a lease that nobody has"
     for task in state.tasks.values():
         _validate_task(state, task)
+    for collection_id, board in boards.items():
+        _validate_board(state, state.collections[collection_id], board)
     assert len(state.hosts) <= state.limits.hosts_max
     assert len(state.collections) <= state.limits.collections_max
 
@@ -43,3 +49,47 @@ def _validate_task(state: SchedulerState, task: Task) -> None:
     assert covered == task.covered, "covered pieces do not balance"
     for host_id in task.wanted:
         assert host_id in state.hosts, "a host that is gone wants a task"
+
+
+def _validate_board(state: SchedulerState, collection: Collection, board: Board) -> None:
+    assert len(board.numbers) <= state.limits.map_hosts_max, "S5: too many hosts are numbered"
+    assert board.published <= len(board.directory)
+    for host_id, number in board.numbers.items():
+        assert board.directory[number].host_id == host_id, "a number of another host"
+    counts: dict[int, Counts] = {}
+    for host_id, by_task in board.told.items():
+        assert host_id in board.numbers, "the swarm was told of a host without a number"
+        for number, starts in by_task.items():
+            counts.setdefault(number, Counts()).add(starts)
+    for number, told in board.counts.items():
+        assert told == counts.pop(number, Counts()), "counts and what was told differ"
+    assert not counts, "what was told is not counted"
+    for host_id in board.fresh:
+        assert host_id in collection.members, "a map for a host that is no member"
+    for host_id in board.fed:
+        assert host_id in board.overlay, "parents of a host that takes no part"
+    for place in board.overlay.places:
+        assert place.host_id in state.hosts, "a host that is gone takes part"
+    assert board.due_ns is None or board.due_ns <= state.now_ns + state.limits.map_interval_ns
+    assert not board.overlay.dirty or board.due_ns is not None, "trees that are never built"
+    _validate_overlay(board.overlay)
+
+
+def _validate_overlay(overlay: Overlay) -> None:
+    for place in overlay.places:
+        assert overlay.place(place.host_id) is place, "the index of places is stale"
+    assert len(overlay) == len(overlay.places), "a place of nobody"
+    if overlay.dirty:
+        return
+    assert len(overlay.roots) == len(overlay.parents)
+    for root, tree in zip(overlay.roots, overlay.parents, strict=True):
+        assert root not in tree, "a root with a parent"
+        assert len(tree) + 1 == len(overlay), "a member without a parent"
+        reached: dict[HostId, None] = {root: None}
+        for member in tree:
+            path: dict[HostId, None] = {}
+            while member not in reached:
+                assert member not in path, "a circle of parents"
+                path[member] = None
+                member = tree[member]
+            reached.update(path)

@@ -30,12 +30,6 @@ class StatusSection:
 class OriginSection:
     """What hosts may ask of origins."""
 
-    hosts_max: int = option(
-        _LIMITS.origin_hosts_max,
-        minimum=1,
-        maximum=100_000,
-        help="Most hosts that read from one task's origin at once.",
-    )
     lease_ttl: Duration = option(
         Duration(_LIMITS.lease_ttl_ns),
         minimum=SECOND_NS,
@@ -108,7 +102,6 @@ class SchedulerConfig:
         """The core's limits as configured."""
         return SchedulerLimits(
             hosts_max=self.swarm.hosts_max,
-            origin_hosts_max=self.origin.hosts_max,
             lease_ttl_ns=self.origin.lease_ttl.nanoseconds,
             token_ttl_ns=self.swarm.token_ttl.nanoseconds,
             report_interval_min_ns=self.swarm.report_interval_min.nanoseconds,

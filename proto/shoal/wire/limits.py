@@ -147,8 +147,6 @@ class SchedulerLimits:
     """Leases a host holds at least while runs are left, so that its origin reads never pause."""
     lease_window_bytes_max: int = 512 * MIB
     """Leased and unread bytes of one host and task at most."""
-    origin_hosts_max: int = 256
-    """Hosts that read from one task's origin at once."""
     stat_ttl_ns: int = 30 * SECOND_NS
     """A stat not answered in this time is given to another host."""
     verdict_ttl_ns: int = 300 * SECOND_NS

@@ -201,6 +201,74 @@ class Rig:
         self.feed(ev.ParentOpened, connection_id=connection, task_id=TASK, epoch=epoch, held=held)
         return connection
 
+    # ------------------------------------------------------------ a swarm with a plan
+
+    def directory(self, *names: str, first: int = 0, zones: dict[str, str] | None = None) -> None:
+        """The scheduler tells where hosts of the swarm are, from a number on."""
+        hosts = tuple(
+            msg.Parent(
+                host_id=HostId(name),
+                addresses=(msg.Address("10.0.0.1", first + number + 1),),
+                zone=(zones or {}).get(name, ""),
+            )
+            for number, name in enumerate(names)
+        )
+        self.tell(msg.Directory(collection_id=COLLECTION, first=first, hosts=hosts))
+
+    def plan(self, *feeds: str, unit_bytes: int = PIECE) -> list[fx.AnyEffect]:
+        """The scheduler assigns a parent to each stripe; "" for none."""
+        added = tuple(
+            msg.Parent(host_id=HostId(feed), addresses=(msg.Address("10.0.0.1", 1),))
+            for feed in dict.fromkeys(feeds)
+            if feed
+        )
+        return self.tell(
+            msg.Parents(collection_id=COLLECTION, added=added),
+            msg.Assigned(
+                collection_id=COLLECTION,
+                unit_bytes=unit_bytes,
+                parents=tuple(HostId(feed) for feed in feeds),
+            ),
+        )
+
+    def map(
+        self,
+        *changes: tuple[int, int],
+        covered: int | None = None,
+        spread: int = 0,
+        gone: tuple[int, ...] = (),
+        full: bool = False,
+        unit_bytes: int = PIECE,
+    ) -> list[fx.AnyEffect]:
+        """The scheduler tells that hosts (by number) hold these units of the task."""
+        units = 0
+        for _, more in changes:
+            units |= more
+        return self.tell(
+            msg.SwarmMap(
+                collection_id=COLLECTION,
+                unit_bytes=unit_bytes,
+                full=full,
+                gone=gone,
+                changes=tuple(msg.HostRuns(host, 0, more) for host, more in changes),
+                covered=((0, units if covered is None else covered),),
+                spread=((0, spread),),
+            )
+        )
+
+    def connects(self, name: str, held: int = 0, *, number: int = 0) -> ConnectionId:
+        """A connection to a host stands, and where a channel is asked for it is opened."""
+        connection = ConnectionId(number or sum(map(ord, name)))
+        self.feed(
+            ev.ParentConnected,
+            host_id=HostId(name),
+            connection_id=connection,
+            round_trip_ns=1_000_000,
+        )
+        if self.of(fx.OpenChannel):
+            self.feed(ev.ParentOpened, connection_id=connection, task_id=TASK, epoch=1, held=held)
+        return connection
+
     def fetched(self, fetch: fx.FetchPiece, *, digest: bytes | None = None) -> list[fx.AnyEffect]:
         """A request brings its piece."""
         return self.feed(

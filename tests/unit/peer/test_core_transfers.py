@@ -307,6 +307,9 @@ def test_a_task_not_here_and_a_child_too_many_are_refused() -> None:
     rig.up()
     rig.tell(msg.SwarmToken(task_id=TASK, token=TOKEN, ttl_ms=60_000))
     child_opens(rig)
+    rig.tick(900)
+    assert not rig.of(fx.RefuseChild), "this host may be about to be told of the task"
+    rig.tick(200)
     assert rig.one(fx.RefuseChild).reason is Reason.UNKNOWN_TASK
     child_opens(rig, 51)
     assert rig.one(fx.RefuseChild).reason is Reason.OVERLOADED

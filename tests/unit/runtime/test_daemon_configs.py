@@ -90,8 +90,8 @@ def test_the_report_interval_has_its_bounds_in_order() -> None:
 
 def test_scheduler_limits_come_from_the_options() -> None:
     assert SchedulerConfig().limits() == SchedulerLimits()
-    overrides = {"origin.hosts_max": "7", "origin.lease_ttl": "5s", "swarm.token_ttl": "10m"}
+    overrides = {"swarm.hosts_max": "7", "origin.lease_ttl": "5s", "swarm.token_ttl": "10m"}
     limits = load(SchedulerConfig, None, {}, overrides).limits()
-    assert limits.origin_hosts_max == 7
+    assert limits.hosts_max == 7
     assert limits.lease_ttl_ns == 5 * 10**9
     assert limits.token_ttl_ns == 600 * 10**9

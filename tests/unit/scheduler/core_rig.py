@@ -294,6 +294,26 @@ class Rig:
             ),
         )
 
+    def read_at_once(self, name: str, leases: list[msg.Lease]) -> None:
+        """The host reads all of these leases before it says so: nothing is left to read for it."""
+        statements: list[msg.Statement] = []
+        progress: list[msg.Progress] = []
+        for lease in leases:
+            assert lease.piece_count is not None
+            span = range(lease.first_piece, lease.first_piece + lease.piece_count)
+            statements += [
+                msg.Statement(lease.task_id, lease.epoch, piece, digest_of(piece), lease.number)
+                for piece in span
+            ]
+            new = bitfield.mask_of(lease.first_piece, lease.piece_count)
+            progress.append(msg.Progress(task_id=lease.task_id, epoch=lease.epoch, new=new))
+        ends = tuple(
+            msg.LeaseEnd(number=lease.number, task_id=lease.task_id, outcome=None)
+            for lease in leases
+        )
+        report = msg.Report(statements=tuple(statements), progress=tuple(progress), lease_ends=ends)
+        self.send(name, report)
+
     def read_all(self, name: str, *, salt: str = "") -> None:
         """The host reads all that it was leased and goes on being leased."""
         while leases := self.granted(name):

@@ -2,10 +2,11 @@
 
 import pytest
 
+from scheduler.core.overlay import STRIPES
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
-from shoal.wire.ids import LeaseNumber, TaskId
+from shoal.wire.ids import HostId, LeaseNumber, TaskId
 from shoal.wire.limits import SchedulerLimits
 from tests.unit.scheduler.core_rig import (
     DIGEST,
@@ -45,17 +46,26 @@ def test_every_piece_is_leased_exactly_once_over_all_hosts() -> None:
 
 
 def test_a_window_grows_when_its_host_runs_dry() -> None:
+    rig = Rig(SchedulerLimits(lease_window_bytes_max=16 << 20))
+    rig.start("a", pieces=1000)
+    host = rig.engine.state.hosts[HostId("a")]
+    before = host.lease_window_bytes
+    leased = []
+    while leases := rig.granted("a"):
+        leased.append(mask(leases).bit_count() * PIECE_BYTES)
+        rig.read_at_once("a", leases)
+    assert leased[0] < max(leased) <= 16 << 20
+    assert before < host.lease_window_bytes == 16 << 20
+
+
+def test_a_window_stays_while_there_is_something_left_to_read() -> None:
     rig = Rig()
     rig.start("a", pieces=1000)
-    first = mask(rig.granted("a")).bit_count()
-    reader = next(iter(rig.engine.state.tasks[DIGEST_TASK].readers.values()))
-    before = reader.window_bytes
-    for number in list(reader.leases):
-        end = msg.LeaseEnd(number=number, task_id=DIGEST_TASK, outcome=None)
-        rig.send("a", msg.Report(lease_ends=(end,)))
-    rig.hold("a", bitfield.mask_of(0, first))
+    host = rig.engine.state.hosts[HostId("a")]
+    before = host.lease_window_bytes
     rig.read_all("a")
-    assert before < reader.window_bytes <= SchedulerLimits().lease_window_bytes_max
+    assert rig.engine.state.tasks[DIGEST_TASK].covered == (1 << 1000) - 1
+    assert host.lease_window_bytes == before
 
 
 def test_a_cancelled_lease_is_granted_anew_without_a_strike() -> None:
@@ -137,15 +147,22 @@ def test_a_failed_read_pauses_its_host_as_long_as_the_origin_says() -> None:
 
 def test_a_host_that_fails_again_and_again_reads_no_more() -> None:
     rig = Rig()
-    rig.start("a", "b", pieces=100)
+    rig.start("a", "b", pieces=400)
+    mine: list[msg.Lease] = []
     for _ in range(4):
-        rig.fail_lease("a", rig.granted("a")[0], Reason.ORIGIN_FAILED)
-        rig.wait(4)
+        while not mine:
+            rig.wait(4)
+            mine += rig.granted("a")
+            for lease in rig.granted("b")[:1]:
+                rig.read("b", lease)
+        rig.fail_lease("a", mine.pop(0), Reason.ORIGIN_FAILED)
+    rig.wait(60)
+    rig.granted("a")
+    rig.read_all("b")
     rig.wait(60)
     assert not rig.granted("a")
     rig.read_all("b")
-    assert not rig.granted("a")
-    assert rig.engine.state.tasks[DIGEST_TASK].covered == (1 << 100) - 1
+    assert rig.engine.state.tasks[DIGEST_TASK].covered == (1 << 400) - 1
 
 
 def test_when_every_reader_failed_there_is_no_source() -> None:
@@ -203,10 +220,18 @@ def test_without_any_eligible_reader_there_is_no_source() -> None:
     assert rig.failures("b")[0][0] == Reason.NO_SOURCE
 
 
-def test_at_most_so_many_hosts_read_at_once() -> None:
-    rig = Rig(SchedulerLimits(origin_hosts_max=2))
-    rig.start("a", "b", "c", pieces=1000)
-    assert [bool(rig.granted(name)) for name in "abc"] == [True, True, False]
+def test_only_the_roots_of_the_stripes_read() -> None:
+    rig = Rig()
+    names = [f"h{number}" for number in range(12)]
+    rig.start(*names, pieces=1000)
+    rig.wait(0.1)
+    readers = set()
+    for _ in range(4):
+        for name in names:
+            for lease in rig.granted(name):
+                readers.add(name)
+                rig.read(name, lease)
+    assert len(readers) == STRIPES
 
 
 @pytest.mark.parametrize("pieces", [None, 3])
@@ -252,7 +277,8 @@ def test_the_size_that_the_leaseholder_found_is_told_to_all() -> None:
 
 def test_statements_that_have_no_right_count_for_nothing() -> None:
     rig = Rig()
-    rig.start("a", "b", pieces=4)
+    rig.start("a", "b", pieces=40)
+    rig.wait(0.1)
     mine, theirs = rig.granted("a")[0], rig.granted("b")[0]
     task = rig.engine.state.tasks[DIGEST_TASK]
 
@@ -265,7 +291,7 @@ def test_statements_that_have_no_right_count_for_nothing() -> None:
     state("a", theirs.first_piece, theirs.number)
     state("a", theirs.first_piece, mine.number)
     state("a", mine.first_piece, mine.number, epoch=2)
-    state("a", 4, mine.number)
+    state("a", 40, mine.number)
     state("a", 0, mine.number, task="unknown")
     state("a", mine.first_piece, 12345)
     assert not task.listed

@@ -1,5 +1,6 @@
 """Digests, parents, tokens, blame and what follows a whole-content mismatch."""
 
+from scheduler.core.overlay import STRIPES
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, TaskId
@@ -145,20 +146,37 @@ def test_holders_that_do_not_join_are_named_and_learn_the_token() -> None:
     assert shown.token == known.token
 
 
-def test_parents_are_limited_and_drawn() -> None:
-    views = []
-    for seed in range(2):
-        rig = Rig(SchedulerLimits(parents_max=3), seed=seed)
-        names = [f"h{number}" for number in range(12)]
-        rig.start(*names)
-        for name in names:
-            rig.got(name, msg.Parents)
-        rig.connect("new", join_of(member()))
-        view = added(rig, "new")
-        assert len(view) == 3
-        assert len(set(view)) == 3
-        views.append(view)
-    assert views[0] != views[1]
+def test_parents_of_a_small_swarm_are_limited() -> None:
+    rig = Rig(SchedulerLimits(parents_max=3))
+    names = [f"h{number}" for number in range(12)]
+    rig.start(*names)
+    for name in names:
+        rig.got(name, msg.Parents)
+    rig.connect("new", join_of(member()))
+    view = added(rig, "new")
+    assert len(view) == 3
+    assert len(set(view)) == 3
+
+
+def test_hosts_of_a_large_swarm_are_told_the_parents_of_their_stripes_only() -> None:
+    rig = Rig()
+    names = [f"h{number}" for number in range(40)]
+    rig.start(*names, pieces=40)
+    rig.wait(1)
+    news: dict[str, int] = {}
+    for name in names:
+        rig.got(name, msg.Parents)
+        (assigned, *_) = reversed(rig.got(name, msg.Assigned))
+        assert len(assigned.parents) == STRIPES
+        assert name not in assigned.parents
+        for parent in set(assigned.parents) - {""}:
+            news[parent] = news.get(parent, 0) + 1
+    assert max(news.values()) <= 2 * STRIPES, "nobody feeds many more than its share"
+    rig.connect("new", join_of(member()))
+    view = added(rig, "new")
+    (assigned,) = rig.got("new", msg.Assigned)
+    assert len(view) <= STRIPES
+    assert set(assigned.parents) == set(view), "they are connected before they are needed"
 
 
 def test_a_host_that_is_gone_is_removed_after_its_grace_time_only() -> None:
