@@ -202,15 +202,14 @@ class Fetcher:
                     return False
         for collection, stripe in link.feeds:
             feed = (collection.collection_id, stripe)
-            while True:
-                asked = link.standing.get(feed, 0)
-                if asked >= STANDING_MAX:
-                    break
+            # As deep as it was last found to be worth: most of the time it is full.
+            while link.standing.get(feed, 0) < link.depths.get(feed, STANDING_MAX):
                 found = self._feeds.next_piece(link, collection, stripe)
                 if found is None:
                     break
                 task, piece = found
-                if asked >= STANDING_MIN and asked >= self._standing_depth(link, task):
+                link.depths[feed] = self._standing_depth(link, task)
+                if link.standing.get(feed, 0) >= link.depths[feed]:
                     break
                 if not self._send(link, task, piece, feed=feed):
                     return False

@@ -181,6 +181,8 @@ class Link:
     """The stripes that it feeds to this host."""
     standing: dict[tuple[CollectionId, int], int] = field(default_factory=dict)
     """Standing requests at it, by collection and stripe."""
+    depths: dict[tuple[CollectionId, int], int] = field(default_factory=dict)
+    """How many of them each stripe is worth."""
     met_ns: int = 0
     """When it was named, or needed for a pull."""
 
