@@ -9,8 +9,6 @@ import random
 from collections.abc import Callable
 from typing import Final, cast
 
-import grpc
-
 from peer.core.effects import SendToScheduler
 from peer.core.events import AnyEvent, FromScheduler, SchedulerDown, SchedulerUp
 from shoal.runtime.clock import Clock
@@ -20,6 +18,7 @@ from shoal.runtime.control_codec import (
     pack_entries,
     parse_scheduler_batch,
 )
+from shoal.runtime.grpc_polling import grpc
 from shoal.runtime.logs import Log
 from shoal.wire.errors import ProtocolError
 from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX
@@ -39,6 +38,8 @@ OPTIONS: Final = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # Measuring bandwidth costs more pings than there are messages, and the window needs no growth.
+    ("grpc.http2.bdp_probe", 0),
     # Our own backoff knows when a scheduler may be back; a shared one would wait on top of it.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

@@ -38,7 +38,10 @@ class Board:
     """By host and task: the units that the swarm knows it to hold, by their first piece."""
     counts: dict[int, bitfield.Counts] = field(default_factory=dict)
     dirty: dict[tuple[HostId, int], None] = field(default_factory=dict)
-    gone: dict[HostId, None] = field(default_factory=dict)
+    gone: dict[int, None] = field(default_factory=dict)
+    """Numbers of hosts of which nothing counts any more."""
+    touched: dict[int, None] = field(default_factory=dict)
+    """Tasks of which such a host held something."""
     fed: dict[HostId, tuple[HostId, ...]] = field(default_factory=dict)
     """The parents that each member was told."""
     fresh: dict[HostId, None] = field(default_factory=dict)
@@ -51,8 +54,10 @@ class Board:
         """Nothing that the host held counts any more."""
         for number, starts in self.told.pop(host_id, {}).items():
             self.counts[number].remove(starts)
+            self.touched[number] = None
         self.flow.forget(host_id)
-        self.gone[host_id] = None
+        if host_id in self.numbers:
+            self.gone[self.numbers[host_id]] = None
 
 
 class Boards:
@@ -155,6 +160,7 @@ class Boards:
         board.counts.clear()
         board.told.clear()
         board.fed.clear()
+        board.flow.restart()
         for host_id in board.numbers:
             for number, task in self._state.tasks_of(collection):
                 if host_id in task.holders:
@@ -225,7 +231,16 @@ class Boards:
             collection = self._state.collections[collection_id]
             if host_id not in board.numbers:
                 self._enlist(collection, board, host_id)
-            board.dirty[host_id, number] = None
+            if host_id in board.numbers:
+                board.dirty[host_id, number] = None
+            if (
+                host_id in board.overlay
+                and host_id not in collection.members
+                and not self._complete(collection, host_id)
+            ):
+                # It fed others after it had left: it does not get back what it lost.
+                board.overlay.remove(host_id)
+                board.fed.pop(host_id, None)
             self._plan(board)
 
     # ------------------------------------------------------------ publishing
@@ -273,6 +288,8 @@ class Boards:
             for place in board.overlay.places:
                 if place.host_id in collection.members:
                     self._assign(collection, board, place.host_id)
+        for host_id in board.fresh:
+            self._assign(collection, board, host_id)
         self._publish_directory(collection, board)
         self._publish_map(collection, board)
         board.fresh.clear()
@@ -309,12 +326,10 @@ class Boards:
 
     def _publish_map(self, collection: Collection, board: Board) -> None:
         tasks = dict(self._state.tasks_of(collection))
-        gone = tuple(
-            number for host in board.gone if (number := board.numbers.get(host)) is not None
-        )
+        gone = tuple(board.gone)
         board.gone.clear()
         changes = []
-        touched: dict[int, None] = {}
+        touched, board.touched = board.touched, {}
         for host_id, number in board.dirty:
             task = tasks.get(number)
             if task is None or task.descriptor.geometry.size_bytes is None:
@@ -337,6 +352,7 @@ class Boards:
                 )
                 for host_id, by_task in board.told.items()
                 for number, starts in by_task.items()
+                if number in tasks
             ]
             all_tasks = dict.fromkeys(board.counts)
             whole = self._map(collection, board, tasks, all_tasks, alive, None, everything)
@@ -353,13 +369,12 @@ class Boards:
         unit_pieces = self._unit_pieces(board, task)
         held = task.holders.get(host_id, 0) & ~task.doubted.get(host_id, 0)
         starts = bitfield.whole_units(held, unit_pieces, geometry.piece_count)
-        told = board.told.setdefault(host_id, {})
-        known = told.get(number, 0)
+        known = board.told.get(host_id, {}).get(number, 0)
         # What is lost is rarely told: whoever asks for it in vain tries another host.
         new = starts & ~known
         if not new:
             return None
-        told[number] = known | new
+        board.told.setdefault(host_id, {})[number] = known | new
         stripes = len(board.overlay.parents)
         board.flow.took_in(
             host_id,
@@ -398,7 +413,7 @@ class Boards:
                     ),
                 )
                 for number in touched
-                if number in board.counts
+                if number in board.counts and number in tasks
             )
 
         return msg.SwarmMap(

@@ -237,6 +237,7 @@ class SchedulerEngine:
             for number in reader.leases:
                 self.state.leases.pop(number, None)
         del self.state.tasks[task.task_id]
+        self._swarms.forget(task.task_id)
         self.state.stories.pop(task.task_id, None)
 
     def _served(self, task: Task, host_id: HostId, waiting: Waiting) -> None:

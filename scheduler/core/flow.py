@@ -43,11 +43,15 @@ class Flow:
         if len(by_stripe) != self.stripes:
             # Units are dealt out otherwise now: only what comes from here on can be compared.
             self.stripes = len(by_stripe)
-            self.counts.clear()
-            self.before.clear()
+            self.restart()
         counts = self.counts.setdefault(host_id, [0] * self.stripes)
         for stripe, more in enumerate(by_stripe):
             counts[stripe] += more
+
+    def restart(self) -> None:
+        """What was counted before cannot be compared with what comes."""
+        self.counts.clear()
+        self.before.clear()
 
     def forget(self, host_id: HostId) -> None:
         """A host is gone, or begins anew."""

@@ -113,7 +113,17 @@ class Overlay:
             return ()
         stripes = len(self.parents)
         return tuple(
-            self.places[(turn * stripes + stripe) % built].host_id for stripe in range(stripes)
+            self._built_from((turn * stripes + stripe) % built) for stripe in range(stripes)
+        )
+
+    def _built_from(self, start: int) -> HostId:
+        """The first member from a number on that has a place in the trees: others may have come to
+        numbers of members that left."""
+        count = len(self.places)
+        return next(
+            host_id
+            for step in range(count)
+            if (host_id := self.places[(start + step) % count].host_id) in self._built
         )
 
     # ------------------------------------------------------------ building

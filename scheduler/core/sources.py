@@ -62,7 +62,11 @@ class SourceBook:
         if member.task_id is not None and member.task_id in self._state.tasks:
             source.task_id = member.task_id
         source.waiting[host_id] = waiting
-        self.resolve(source)
+        if self._known(source) and self._state.may_read(source, host_id):
+            # The case of a thousand hosts that join at once: nothing changes for the others.
+            self._serve(source, host_id, waiting)
+        else:
+            self.resolve(source)
 
     def leave(self, host_id: HostId, source_id: SourceId) -> None:
         """A host wants a source no longer."""

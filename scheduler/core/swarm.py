@@ -10,8 +10,8 @@ from collections.abc import Callable
 from scheduler.core.board import Board, Boards
 from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
 from shoal.wire import control as msg
-from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import MILLISECOND_NS
+from shoal.wire.ids import CollectionId, HostId, TaskId
+from shoal.wire.limits import SECOND_NS
 
 
 class Swarms:
@@ -22,6 +22,8 @@ class Swarms:
         self._boards = Boards(state, let_in=self.let_in, name=self.name_parents, on_roots=on_roots)
         self._new_parents: dict[CollectionId, dict[HostId, None]] = {}
         self._fresh: dict[str, Task] = {}
+        self._descriptions: dict[TaskId, msg.Described] = {}
+        self._tokens: dict[TaskId, msg.SwarmToken] = {}
         self._push_due_ns: int | None = None
         self._last_push_ns = -(1 << 62)
 
@@ -31,14 +33,7 @@ class Swarms:
         """A host may have the task: tell it all that it needs to begin."""
         task.wanted[host_id] = waiting.collection_id
         self._tell_token(task, host_id)
-        self._state.send(
-            host_id,
-            msg.Described(
-                collection_id=waiting.collection_id,
-                source_id=waiting.member.source_id,
-                descriptor=task.descriptor,
-            ),
-        )
+        self._state.send(host_id, self._described(task, waiting))
         self._send_digests(task, [host_id], sorted(task.listed))
         self._ask_for_digests(task)
         self._new_parents.setdefault(waiting.collection_id, {})[host_id] = None
@@ -66,6 +61,27 @@ class Swarms:
         self._boards.publish_if_due()
         self.push_digests_if_due()
 
+    def _described(self, task: Task, waiting: Waiting) -> msg.Described:
+        """The same object for all hosts that are told the same: it is serialised once."""
+        known = self._descriptions.get(task.task_id)
+        if (
+            known is None
+            or known.descriptor is not task.descriptor
+            or known.collection_id != waiting.collection_id
+            or known.source_id != waiting.member.source_id
+        ):
+            known = self._descriptions[task.task_id] = msg.Described(
+                collection_id=waiting.collection_id,
+                source_id=waiting.member.source_id,
+                descriptor=task.descriptor,
+            )
+        return known
+
+    def forget(self, task_id: TaskId) -> None:
+        """The task is known no longer."""
+        self._descriptions.pop(task_id, None)
+        self._tokens.pop(task_id, None)
+
     def describe_again(self, task: Task) -> None:
         """The task changed (size sealed): tell all who fetch it."""
         for host_id, collection_id in task.wanted.items():
@@ -90,14 +106,14 @@ class Swarms:
         if task.tokens_told.get(host_id) == task.token_expires_ns:
             return
         task.tokens_told[host_id] = task.token_expires_ns
-        self._state.send(
-            host_id,
-            msg.SwarmToken(
-                task_id=task.task_id,
-                token=task.token,
-                ttl_ms=(task.token_expires_ns - now_ns) // MILLISECOND_NS,
-            ),
-        )
+        # In whole seconds, so that those who join together are told with one object.
+        ttl_ms = (task.token_expires_ns - now_ns) // SECOND_NS * 1000
+        known = self._tokens.get(task.task_id)
+        if known is None or known.token != task.token or known.ttl_ms != ttl_ms:
+            known = self._tokens[task.task_id] = msg.SwarmToken(
+                task_id=task.task_id, token=task.token, ttl_ms=ttl_ms
+            )
+        self._state.send(host_id, known)
 
     def _ask_for_digests(self, task: Task) -> None:
         """After a restart nobody told us the digests of what others hold whole."""
@@ -125,6 +141,8 @@ class Swarms:
         for collection_id, newcomers in self._new_parents.items():
             collection = self._state.collections.get(collection_id)
             if collection is None:
+                continue
+            if len(collection.members) > self._state.limits.mesh_hosts_max:
                 continue
             candidates = self._candidates(collection)
             if len(candidates) > self._state.limits.mesh_hosts_max:

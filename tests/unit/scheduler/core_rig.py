@@ -130,12 +130,20 @@ class Rig:
         generation: int = 1,
         holdings: tuple[msg.Holding, ...] = (),
         leases: tuple[msg.HeldLease, ...] = (),
+        port: int = 1,
+        zone: str = "",
+        upload_rate_bytes_s: int = 0,
     ) -> int:
         """A host with a fresh stream says Hello, and more in the same batch."""
         session = self.open_session()
         self.sessions[name] = session
         hello = msg.Hello(
-            host=msg.HostInfo(host_id=HostId(name), addresses=(msg.Address("10.0.0.1", 1),)),
+            host=msg.HostInfo(
+                host_id=HostId(name),
+                addresses=(msg.Address("10.0.0.1", port),),
+                zone=zone,
+                upload_rate_bytes_s=upload_rate_bytes_s,
+            ),
             generation=generation,
             holdings=holdings,
             leases=leases,
