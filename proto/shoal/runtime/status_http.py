@@ -1,4 +1,4 @@
-"""Health checks and metrics over HTTP: /healthz, /readyz and /metrics.
+"""Health checks and metrics over HTTP: /healthz, /readyz, /metrics and pages of the daemon's own.
 
 Read-only and without secrets. Bounded in every direction: so many connections, so long each, one
 request per connection, no request body. Decides nothing: whether the daemon is ready is for its
@@ -6,7 +6,7 @@ owner to say.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -25,9 +25,13 @@ SHUTDOWN_S: Final = 0.1
 """How long answers that are being written may still take."""
 
 
+Page = Callable[[Mapping[str, str]], Awaitable[bytes | None]]
+"""From the query to JSON; None: too busy to answer now."""
+
+
 class StatusServer:
     """The status endpoints of one daemon. `not_ready` tells why the daemon is not ready, "" that
-    it is."""
+    it is; `pages` are more endpoints, by their paths."""
 
     def __init__(
         self,
@@ -35,12 +39,14 @@ class StatusServer:
         metrics: Metrics,
         not_ready: Callable[[], str],
         *,
+        pages: Mapping[str, Page] | None = None,
         connections_max: int = CONNECTIONS_MAX,
         connection_life_s: float = CONNECTION_LIFE_S,
     ) -> None:
         self._listen = listen
         self._metrics = metrics
         self._not_ready = not_ready
+        self._pages = dict(pages or {})
         self._connections_max = connections_max
         self._connection_life_s = connection_life_s
         self._http = web.Server(
@@ -80,7 +86,14 @@ class StatusServer:
         return _Connection(self._http(), self._open, self._connections_max, self._connection_life_s)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = self._response(request.method, request.path)
+        page = self._pages.get(request.path)
+        if page is not None and request.method in ("GET", "HEAD"):
+            body = await page(request.query)
+            response = web.Response(status=503, text="busy, ask again\n")
+            if body is not None:
+                response = web.Response(body=body, content_type="application/json")
+        else:
+            response = self._response(request.method, request.path)
         response.headers["Cache-Control"] = "no-store"
         response.force_close()
         return response
@@ -96,7 +109,8 @@ class StatusServer:
         if path == "/metrics":
             body = self._metrics.render()
             return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-        return web.Response(status=404, text="here are /healthz, /readyz and /metrics\n")
+        names = ", ".join(["/healthz", "/readyz", "/metrics", *self._pages])
+        return web.Response(status=404, text=f"here are {names}\n")
 
 
 class _Connection(asyncio.Protocol):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 import pytest
@@ -67,6 +67,22 @@ async def test_everything_else_is_refused(server: StatusServer) -> None:
     assert (await fetch(server, "/"))[0] == 404
     assert (await fetch(server, "/healthz", "POST"))[0] == 405
     assert await fetch(server, "/healthz", "HEAD") == (200, "")
+
+
+async def test_a_daemon_adds_pages_that_may_be_busy(daemon: Daemon) -> None:
+    async def page(query: Mapping[str, str]) -> bytes | None:
+        return None if "busy" in query else b"{}"
+
+    server = StatusServer(ANY_PORT, daemon.metrics, daemon.not_ready, pages={"/page": page})
+    await server.start()
+    try:
+        assert await fetch(server, "/page") == (200, "{}")
+        assert await fetch(server, "/page", "HEAD") == (200, "")
+        assert (await fetch(server, "/page", "POST"))[0] == 405
+        assert (await fetch(server, "/page?busy=1"))[0] == 503
+        assert "/page" in (await fetch(server, "/"))[1]
+    finally:
+        await server.close()
 
 
 async def test_silent_connections_are_bounded_in_number_and_time(server: StatusServer) -> None:
