@@ -86,6 +86,10 @@ class StubEngine:
         """Nothing worth a metric."""
         return {"hosts": len(self._hosts)}
 
+    def graph(self) -> list[dict[str, object]]:
+        """Nobody feeds anybody."""
+        return []
+
     def _send(self, session: int, *messages: msg.SchedulerMessage) -> None:
         self._effects.append(SendToHost(session=session, messages=messages))
 

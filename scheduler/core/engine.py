@@ -10,6 +10,7 @@ from typing import Any
 
 from scheduler.core import events as ev
 from scheduler.core.effects import AnyEffect, Noted
+from scheduler.core.graph import graphs_of
 from scheduler.core.membership import Membership
 from scheduler.core.origin_lease import LeaseOffice
 from scheduler.core.sources import SourceBook
@@ -130,6 +131,10 @@ class SchedulerEngine:
             "leases_granted_total": state.leases_granted,
             "origin_stats_total": state.stats_asked,
         }
+
+    def graph(self) -> list[dict[str, object]]:
+        """Who feeds whom in each collection, as node-link dicts that are the caller's own."""
+        return graphs_of(self._swarms.boards)
 
     def _message(self, host_id: HostId, message: msg.HostMessage) -> None:
         self._message_handlers[type(message)](host_id, message)

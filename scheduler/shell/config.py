@@ -21,8 +21,8 @@ class StatusSection:
 
     listen: Endpoint | None = option(
         Endpoint("127.0.0.1", 4002),
-        help="Where /healthz, /readyz and /metrics are served (plain HTTP, nothing secret); "
-        "empty: nowhere.",
+        help="Where /healthz, /readyz, /metrics and /graph are served (plain HTTP; no secrets, but "
+        "/graph names hosts); empty: nowhere.",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from scheduler.core.engine import SchedulerEngine
 from scheduler.shell.config import SchedulerConfig
 from scheduler.shell.driver import Engine, SchedulerDriver
+from scheduler.shell.graph_page import GraphPage
 from scheduler.shell.server import ControlServer, ServerLimits
 from shoal.runtime.clock import Clock, MonotonicClock
 from shoal.runtime.config_values import Endpoint
@@ -83,7 +84,12 @@ class SchedulerDaemon:
         self._declare_metrics()
         self._status: StatusServer | None = None
         if config.status.listen is not None:
-            self._status = StatusServer(config.status.listen, self.metrics, self.not_ready)
+            self._status = StatusServer(
+                config.status.listen,
+                self.metrics,
+                self.not_ready,
+                pages={"/graph": GraphPage(self._driver.graph).answer},
+            )
         self._started = False
         self._closing = False
 

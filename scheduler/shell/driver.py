@@ -39,6 +39,10 @@ class Engine(Protocol):
         """Numbers for metrics."""
         ...
 
+    def graph(self) -> list[dict[str, object]]:
+        """Who feeds whom, a graph per collection."""
+        ...
+
 
 class Sessions(Protocol):
     """Where effects for sessions go: `ControlServer`, or a fake."""
@@ -107,6 +111,10 @@ class SchedulerDriver:
     def counters(self) -> Mapping[str, int]:
         """The engine's own numbers."""
         return self._engine.counters()
+
+    def graph(self) -> list[dict[str, object]]:
+        """Who feeds whom now, a graph per collection."""
+        return self._engine.graph()
 
     def close(self) -> None:
         """Handles nothing from now on. Safe to call twice."""

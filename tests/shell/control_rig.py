@@ -76,6 +76,9 @@ class FakeEngine:
     def counters(self) -> dict[str, int]:
         return {"hosts": 1, "leases_granted_total": 7}
 
+    def graph(self) -> list[dict[str, object]]:
+        return []
+
 
 class Host:
     """A host's end of one control stream."""

@@ -50,6 +50,11 @@ async def test_a_host_is_welcomed_by_the_real_core(daemon: SchedulerDaemon) -> N
     assert batch[0].scheduler_id == "s1"
 
 
+async def test_the_graph_is_beside_the_metrics(daemon: SchedulerDaemon) -> None:
+    assert await fetch(daemon, "/graph") == (200, '{"collections": []}')
+    assert await fetch(daemon, "/graph?summary=1") == (200, '{"collections": []}')
+
+
 async def test_a_host_cannot_pose_as_another() -> None:
     daemon = SchedulerDaemon(replace(CONFIG, tls=section("alpha")))
     await daemon.start()
