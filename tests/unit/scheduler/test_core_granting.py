@@ -1,6 +1,7 @@
 """Who reads what next: stripes in step, windows, roots that may not read, tasks in order."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 
@@ -52,7 +53,7 @@ def stripes_of(leases: list[msg.Lease]) -> set[int]:
     return found
 
 
-def read_on(rig: Rig, mine: dict[str, list[msg.Lease]], names: list[HostId]) -> None:
+def read_on(rig: Rig, mine: dict[str, list[msg.Lease]], names: Sequence[str]) -> None:
     """These hosts read all that they have, each in one report."""
     for name in names:
         if mine.get(name):
