@@ -311,7 +311,7 @@ class TaskKeeper:
             self._state.wake_at(self._announce_due_ns)
 
     def take_renewed(self) -> list[Task]:
-        """Tasks of which pieces may have become servable since the last call."""
+        """Tasks of which pieces may have become servable, or never will, since the last call."""
         renewed = list(self._renewed.values())
         self._renewed.clear()
         return renewed
@@ -524,6 +524,7 @@ class TaskKeeper:
         self._state.tell(task.task_id, f"failed: {reason.value}")
         task.phase = TaskPhase.FAILED
         task.next_descriptor = None
+        self._renewed[task.task_id] = task  # Whoever waits for a piece of it is told.
         for child in self._state.children.values():
             if task.task_id in child.tasks:
                 del child.tasks[task.task_id]

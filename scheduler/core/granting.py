@@ -262,7 +262,7 @@ class Granting:
     def _check_hope(self, task: Task) -> None:
         """Nobody may read: if what is missing is also held by nobody, say so."""
         geometry = task.descriptor.geometry
-        if any(reader.leases for reader in task.readers.values()):
+        if not task.wanted or any(reader.leases for reader in task.readers.values()):
             return
         source = self._state.sources.get(task.descriptor.source_id)
         for host_id in task.wanted:

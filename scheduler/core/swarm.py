@@ -302,6 +302,9 @@ class Swarms:
         """A host holds some pieces no longer."""
         if host_id in task.holders:
             task.holders[host_id] &= ~pieces
+            # It claims them no longer: it may read them, and be believed when it has.
+            if host_id in task.doubted:
+                task.doubted[host_id] &= ~pieces
             task.sealed.pop(host_id, None)
             task.recount()
             self._boards.changed(task, host_id)

@@ -44,6 +44,7 @@ LIMITS = SchedulerLimits(
     hosts_max=3,
     collections_per_host_max=1,
     parents_max=2,
+    map_hosts_max=2,
     verdict_ttl_ns=20 * SECOND_NS,
     stat_ttl_ns=5 * SECOND_NS,
     token_ttl_ns=60 * SECOND_NS,
@@ -90,9 +91,17 @@ class Swarm(RuleBasedStateMachine):
         sealed=st.booleans(),
         number=st.integers(1, 3),
         reading=MASKS,
+        port=st.integers(1, 2),
     )
     def connect(
-        self, name: str, generation: int, held: int, sealed: bool, number: int, reading: int
+        self,
+        name: str,
+        generation: int,
+        held: int,
+        sealed: bool,
+        number: int,
+        reading: int,
+        port: int,
     ) -> None:
         everything = (1 << PIECES) - 1
         holding = msg.Holding(
@@ -101,6 +110,8 @@ class Swarm(RuleBasedStateMachine):
         self.rig.connect(
             name,
             generation=generation,
+            port=port,
+            upload_rate_bytes_s=number * 1_000_000 if sealed else 0,
             holdings=(holding,) if held else (),
             leases=(
                 msg.HeldLease(number=LeaseNumber(number), task_id=DIGEST_TASK, pieces=reading),
@@ -239,10 +250,12 @@ class Swarm(RuleBasedStateMachine):
             found = msg.SizeFound(task_id=lease.task_id, lease_number=lease.number, size_bytes=size)
             self._send(name, found)
 
-    @rule(draw=st.data(), name=HOSTS, new=MASKS, epoch=st.integers(1, 3))
-    def progress(self, draw: st.DataObject, name: str, new: int, epoch: int) -> None:
+    @rule(draw=st.data(), name=HOSTS, new=MASKS, lost=MASKS, epoch=st.integers(1, 3))
+    def progress(self, draw: st.DataObject, name: str, new: int, lost: int, epoch: int) -> None:
         tasks = sorted(self.rig.engine.state.tasks) or [DIGEST_TASK]
-        progress = msg.Progress(task_id=draw.draw(st.sampled_from(tasks)), epoch=epoch, new=new)
+        progress = msg.Progress(
+            task_id=draw.draw(st.sampled_from(tasks)), epoch=epoch, new=new, lost=lost & ~new
+        )
         self._send(name, msg.Report(progress=(progress,)))
 
     @rule(

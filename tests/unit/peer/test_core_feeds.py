@@ -335,6 +335,9 @@ def test_parts_of_units_are_searched_for_piece_by_piece() -> None:
     rig.plan("", unit_bytes=unit_bytes)
     rig.directory("h0")
     rig.map((0, 0), unit_bytes=unit_bytes)
+    rig.tick(600)
+    assert not rig.of(fx.Connect), "what was told a moment ago may still come by its own way"
+    rig.tick(600)
     connection = rig.connects("h0")
     rig.tick(600)
     assert rig.one(fx.OpenChannel).connection_id == connection

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.runtime.clock import MonotonicClock
@@ -102,6 +102,7 @@ def test_burst_and_rate_bound_every_stretch_of_time(count: int, rate: int) -> No
     unused_percent=st.integers(0, 75),
     stalls=st.lists(st.integers(0, 400), max_size=5),
 )
+@example(count=1, rate=93_870, ask_bytes=10_000, unused_percent=1, stalls=[])
 def test_what_was_not_used_is_given_to_others(
     count: int, rate: int, ask_bytes: int, unused_percent: int, stalls: list[int]
 ) -> None:
@@ -120,7 +121,8 @@ def test_what_was_not_used_is_given_to_others(
     for window_ms in (1, 10, 100):
         allowed = rate * (window_ms + 100) // 1_000
         assert most_in(takers.moved, window_ms * MILLISECOND_NS) <= allowed + TURN_BYTES_MIN
-    assert takers.total_bytes >= rate * 0.2
+    # What is paid for when the time is over has not moved yet.
+    assert takers.total_bytes >= rate * 0.2 - TURN_BYTES_MIN
 
 
 def test_small_turns_come_before_long() -> None:

@@ -1,0 +1,154 @@
+"""Who is judged slow by how fast a swarm flows, and who is not."""
+
+from scheduler.core.flow import PROBATION_NS, UNITS_MIN, WINDOW_NS, Flow
+from scheduler.core.overlay import STRIPES, Overlay, Place
+from shoal.wire.ids import HostId
+
+COUNT = 24
+FULL = 8
+"""Units of each stripe that a host usually takes in within a window."""
+
+
+class Swarm:
+    """Equal hosts, their flow, and time in windows."""
+
+    def __init__(self) -> None:
+        self.overlay = Overlay()
+        self.names = [HostId(f"h{number}") for number in range(COUNT)]
+        for name in self.names:
+            self.overlay.add(Place(name, ""))
+        self.overlay.build()
+        self.flow = Flow()
+        self.now_ns = 10 * WINDOW_NS
+        self.fetching: dict[HostId, None] = dict.fromkeys(self.names)
+        self.window({})
+
+    def window(self, gains: dict[HostId, list[int]], windows: int = 1) -> None:
+        """Everybody takes in the usual, or what is said here; then it is judged."""
+        for _ in range(windows):
+            for name in self.names:
+                self.flow.took_in(name, gains.get(name, [FULL] * STRIPES))
+            self.now_ns += WINDOW_NS
+            self.flow.judge(self.overlay, self.now_ns, self.fetching)
+
+    def slots(self, name: HostId) -> int:
+        return self.overlay.place(name).slots
+
+    def parent(self, least: int = 2) -> tuple[HostId, int, list[HostId]]:
+        """A host that feeds some others a stripe without being its root, and those."""
+        for stripe, tree in enumerate(self.overlay.parents):
+            for host in tree:
+                fed = [child for child, parent in tree.items() if parent == host]
+                if len(fed) >= least:
+                    return host, stripe, fed
+        raise AssertionError("no parent at all")
+
+
+def test_nobody_is_judged_while_all_are_alike() -> None:
+    swarm = Swarm()
+    swarm.window({}, 20)
+    assert {swarm.slots(name) for name in swarm.names} == {STRIPES}
+    assert not swarm.flow.slowed
+
+
+def test_a_host_that_takes_in_less_than_half_feeds_nobody() -> None:
+    swarm = Swarm()
+    slow = swarm.names[5]
+    swarm.window({slow: [FULL // 4] * STRIPES}, 2)
+    assert swarm.slots(slow) == 0
+    assert swarm.overlay.dirty
+    assert all(swarm.slots(name) == STRIPES for name in swarm.names if name != slow)
+
+
+def test_a_host_with_a_little_less_is_left_alone() -> None:
+    swarm = Swarm()
+    swarm.window({swarm.names[5]: [FULL - 3] * STRIPES}, 5)
+    assert swarm.slots(swarm.names[5]) == STRIPES
+
+
+def test_a_slow_host_is_tried_again_after_its_probation_once_it_is_fast() -> None:
+    swarm = Swarm()
+    slow = swarm.names[5]
+    swarm.window({slow: [1] * STRIPES}, 2)
+    assert swarm.slots(slow) == 0
+    swarm.window({}, PROBATION_NS // WINDOW_NS - 2)
+    assert swarm.slots(slow) == 0
+    swarm.window({}, 3)
+    assert swarm.slots(slow) == STRIPES
+    assert slow not in swarm.flow.slowed
+
+
+def test_a_host_that_stays_slow_is_not_tried_again() -> None:
+    swarm = Swarm()
+    slow = swarm.names[5]
+    swarm.window({slow: [1] * STRIPES}, 40)
+    assert swarm.slots(slow) == 0
+
+
+def test_a_parent_that_is_ahead_of_all_its_children_and_brings_little_is_lowered() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    starved = [FULL] * STRIPES
+    starved[stripe] = FULL // 8
+    swarm.window(dict.fromkeys(fed, starved), 3)
+    assert swarm.slots(parent) < len(fed)
+    assert all(swarm.slots(child) == STRIPES for child in fed), "its children are its victims"
+
+
+def test_a_parent_that_has_no_more_than_its_children_is_not_to_blame() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    starved = [FULL] * STRIPES
+    starved[stripe] = 1
+    swarm.window(dict.fromkeys([*fed, parent], starved), 3)
+    assert swarm.slots(parent) == STRIPES, "it waits for another"
+
+
+def test_one_child_that_keeps_up_clears_its_parent() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    starved = [FULL] * STRIPES
+    starved[stripe] = 0
+    swarm.window(dict.fromkeys(fed[1:], starved), 3)
+    assert swarm.slots(parent) == STRIPES
+
+
+def test_little_progress_of_all_says_nothing() -> None:
+    swarm = Swarm()
+    few = dict.fromkeys(swarm.names, [(UNITS_MIN - 2) // STRIPES] * STRIPES)
+    few[swarm.names[3]] = [0] * STRIPES
+    swarm.window(few, 10)
+    assert not swarm.flow.slowed
+
+
+def test_those_who_are_done_or_gone_are_not_judged() -> None:
+    swarm = Swarm()
+    done, gone = swarm.names[3], swarm.names[4]
+    del swarm.fetching[done]
+    swarm.flow.forget(gone)
+    swarm.overlay.remove(gone)
+    swarm.overlay.build()
+    swarm.names.remove(gone)
+    swarm.window({done: [0] * STRIPES}, 5)
+    assert swarm.slots(done) == STRIPES
+
+
+def test_small_swarms_and_short_windows_are_not_judged() -> None:
+    overlay = Overlay()
+    overlay.add(Place(HostId("a"), ""))
+    flow = Flow()
+    flow.took_in(HostId("a"), [5])
+    flow.judge(overlay, 100 * WINDOW_NS, {HostId("a"): None})
+    assert not flow.before
+    swarm = Swarm()
+    before = swarm.flow.since_ns
+    swarm.flow.judge(swarm.overlay, swarm.now_ns + WINDOW_NS // 2, swarm.fetching)
+    assert swarm.flow.since_ns == before
+
+
+def test_another_number_of_stripes_begins_anew() -> None:
+    flow = Flow()
+    flow.took_in(HostId("a"), [5])
+    flow.took_in(HostId("b"), [5])
+    flow.took_in(HostId("a"), [1, 2, 3, 4])
+    assert flow.counts == {"a": [1, 2, 3, 4]}
