@@ -6,7 +6,7 @@ faults happen, and records. Decides nothing about who does what: the cores do.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from benchmarks.sim.world import HostSpec, OriginSpec, SimNode, World, WorldOpti
 from peer.core import events as ev
 from shoal.wire.control import Demand
 from shoal.wire.ids import DownloadId, collection_of
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
+from shoal.wire.limits import MILLISECOND_NS, PIECE_LENGTH_BYTES_MAX, SECOND_NS, PeerLimits
 
 CONNECTING_S = 0.5
 """Hosts are up and connected before anybody wants anything."""
@@ -194,6 +194,7 @@ def make_world(options: RunOptions, plan: Plan) -> World:
     that some are really slower is not told."""
     seeded = any(host.seed for host in plan.hosts)
     origin_bytes_s = options.base_rate_bytes_s if seeded else plan.origin_bytes_s
+    limits = PeerLimits()
     return World(
         WorldOptions(
             seed=options.seed,
@@ -216,6 +217,13 @@ def make_world(options: RunOptions, plan: Plan) -> World:
             unit_bytes=options.unit_bytes,
             quantum_ns=options.quantum_ns,
             control_batch_ns=options.control_batch_ns,
+            # As many units as there are pieces in a daemon's budget: a unit stands for pieces that
+            # come and go one by one.
+            peer_limits=replace(
+                limits,
+                in_flight_bytes_max=limits.in_flight_bytes_max
+                * max(1, options.unit_bytes // PIECE_LENGTH_BYTES_MAX),
+            ),
         )
     )
 

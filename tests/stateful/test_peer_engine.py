@@ -9,16 +9,16 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.state import LinkPhase, TaskPhase
-from shoal.wire import bitfield
 from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, DownloadId, HostId, LeaseNumber
+from tests.stateful.peer_plans import HOSTS, MASKS, PIECES, PlanRules
 from tests.unit.peer.core_rig import (
     COLLECTION,
     DIGEST,
@@ -33,10 +33,6 @@ from tests.unit.peer.core_rig import (
     stored,
 )
 
-PIECES = 5
-ALL = (1 << PIECES) - 1
-HOSTS = [HostId(f"p{number}") for number in range(3)]
-MASKS = st.integers(min_value=0, max_value=ALL)
 CHILD = ConnectionId(1000)
 CHILD_HOST = HostId("child")
 NONCE = b"n" * 16
@@ -56,7 +52,7 @@ FETCH_FAILURES = [
 READ_FAILURES = [Reason.ORIGIN_BUSY, Reason.ORIGIN_FAILED, Reason.ORIGIN_CHANGED, Reason.CANCELLED]
 
 
-class PeerMachine(RuleBasedStateMachine):
+class PeerMachine(PlanRules):
     """One engine against a world that does what it likes within the shell's contract."""
 
     def __init__(self) -> None:
@@ -314,58 +310,6 @@ class PeerMachine(RuleBasedStateMachine):
     def void(self) -> None:
         self.tell(msg.EpochVoided(task_id=TASK, epoch=self.epoch + 1))
 
-    @precondition(lambda self: self.session)
-    @rule(
-        feeds=st.lists(st.sampled_from([*HOSTS, HostId("")]), min_size=1, max_size=3),
-        unit_pieces=st.sampled_from([1, 2]),
-    )
-    def assign(self, feeds: list[HostId], unit_pieces: int) -> None:
-        self.tell(
-            msg.Assigned(
-                collection_id=COLLECTION, unit_bytes=unit_pieces * PIECE, parents=tuple(feeds)
-            )
-        )
-
-    @precondition(lambda self: self.session)
-    @rule(first=st.integers(0, 2), count=st.integers(1, 4), port=st.integers(1, 2))
-    def tell_directory(self, first: int, count: int, port: int) -> None:
-        everybody = [*HOSTS, HostId("me"), HostId("p3"), HostId("p4")]
-        hosts = tuple(
-            msg.Parent(host_id=host, addresses=(msg.Address("10.0.0.1", port),))
-            for host in everybody[first : first + count]
-        )
-        self.tell(msg.Directory(collection_id=COLLECTION, first=first, hosts=hosts))
-
-    @precondition(lambda self: self.session)
-    @rule(
-        changes=st.lists(st.tuples(st.integers(0, 6), MASKS), max_size=3),
-        covered=MASKS,
-        spread=MASKS,
-        full=st.booleans(),
-        gone=st.lists(st.integers(0, 6), max_size=1),
-        unit_pieces=st.sampled_from([1, 2]),
-    )
-    def tell_map(
-        self,
-        changes: list[tuple[int, int]],
-        covered: int,
-        spread: int,
-        full: bool,
-        gone: list[int],
-        unit_pieces: int,
-    ) -> None:
-        self.tell(
-            msg.SwarmMap(
-                collection_id=COLLECTION,
-                unit_bytes=unit_pieces * PIECE,
-                full=full,
-                gone=tuple(gone),
-                changes=tuple(msg.HostRuns(host, 0, units) for host, units in changes),
-                covered=((0, covered),),
-                spread=((0, spread),),
-            )
-        )
-
     # ------------------------------------------------------------ parents
 
     @precondition(lambda self: self.connecting)
@@ -614,27 +558,6 @@ class PeerMachine(RuleBasedStateMachine):
             if link.requests:
                 continue
             assert not channel.held & task.missing_unrequested, f"L2: {link.host_id} idles"
-
-    @invariant()
-    def every_stripe_flows(self) -> None:
-        """L2: a healthy parent of a stripe is asked for what is missing of it."""
-        state = self.rig.engine.state
-        task = state.tasks.get(TASK)
-        if task is None or task.phase is not TaskPhase.ACTIVE or not state.planned(task):
-            return
-        assert task.flow is not None
-        count = len(task.flow.feeds)
-        unit_pieces = task.flow.unit_bytes // PIECE
-        for link in state.links.values():
-            channel = link.channels.get(TASK)
-            blocked = max(link.quarantined_until_ns, link.busy_until_ns) > state.now_ns
-            if link.phase is not LinkPhase.UP or channel is None or not channel.open or blocked:
-                continue
-            for collection, stripe in link.feeds:
-                mine = bitfield.stripe_mask(unit_pieces, PIECES, count, stripe)
-                asked = link.standing.get((collection.collection_id, stripe), 0)
-                missing = task.missing_unrequested & ~task.pulled & mine
-                assert asked or not missing, f"L2: {link.host_id} is not asked for its stripe"
 
 
 TestPeerEngine = PeerMachine.TestCase
