@@ -215,6 +215,7 @@ class Boards:
             if host_id not in board.numbers and host_id not in board.overlay:
                 continue
             board.forget(host_id)
+            board.fresh.pop(host_id, None)
             if host_id in board.overlay:
                 board.overlay.remove(host_id)
                 board.fed.pop(host_id, None)

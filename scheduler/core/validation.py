@@ -66,6 +66,7 @@ def _validate_board(state: SchedulerState, collection: Collection, board: Board)
     assert not counts, "what was told is not counted"
     for host_id in board.fresh:
         assert host_id in collection.members, "a map for a host that is no member"
+        assert host_id in board.overlay, "a map for a host that takes no part"
     for host_id in board.fed:
         assert host_id in board.overlay, "parents of a host that takes no part"
     for place in board.overlay.places:

@@ -15,6 +15,7 @@ from shoal.wire.ids import HostId, collection_of, source_of_url
 from shoal.wire.limits import (
     MAP_UNITS_TARGET,
     MILLISECOND_NS,
+    SECOND_NS,
     UNIT_BYTES_MIN,
     SchedulerLimits,
 )
@@ -227,6 +228,17 @@ def test_a_host_at_another_address_gets_another_number_and_the_old_one_is_void()
     (new,) = (number for number, units in listener.holders.items() if units)
     assert new != old
     assert listener.directory[new].addresses == (msg.Address("10.0.0.1", 2),)
+
+
+def test_a_newcomer_that_is_away_before_it_was_told_anything_is_told_nothing() -> None:
+    rig = swarm(5, SchedulerLimits(push_interval_min_ns=SECOND_NS, map_interval_ns=SECOND_NS))
+    rig.connect("new", join_of(member()))
+    rig.disconnect("new")
+    rig.wait(2)
+    assert HostId("new") not in board(rig).overlay
+    rig.connect("new", join_of(member()), generation=2)
+    rig.wait(2)
+    assert rig.got("new", msg.SwarmMap)[0].full
 
 
 def test_a_host_that_is_back_is_told_everything_anew() -> None:
