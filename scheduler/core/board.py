@@ -221,13 +221,6 @@ class Boards:
                 board.fed.pop(host_id, None)
             self._plan(board)
 
-    def slow(self, collection: Collection, host_id: HostId) -> None:
-        """A host reads the origin slowly: it is to feed nobody for a while."""
-        board = self._boards.get(collection.collection_id)
-        if board is not None and host_id in board.overlay:
-            board.flow.lower(board.overlay, host_id, 0, self._state.now_ns)
-            self._plan(board)
-
     # ------------------------------------------------------------ holdings
 
     def changed(self, task: Task, host_id: HostId) -> None:

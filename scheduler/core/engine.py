@@ -59,7 +59,6 @@ class SchedulerEngine:
             on_hopeless=self._hopeless,
             on_unproven=lambda source, host_id: self._sources.prove(source, host_id),
             roots_of=lambda collection: self._swarms.roots_of(collection),
-            on_slow=lambda collection, host_id: self._swarms.slow_reader(collection, host_id),
         )
         self._swarms = Swarms(self.state, on_roots=self._roots_changed)
         self._sources = SourceBook(

@@ -77,7 +77,7 @@ class Flow:
         for host_id, gains in gained.items():
             place = overlay.place(host_id)
             if place.slots and sum(gains) < SLOW_SHARE * median:
-                self.lower(overlay, host_id, 0, now_ns)
+                self._lower(overlay, host_id, 0, now_ns)
             elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
                 del self.slowed[host_id]
                 overlay.value(host_id, STRIPES)
@@ -86,8 +86,7 @@ class Flow:
     def _is_over(self, host_id: HostId, now_ns: int) -> bool:
         return host_id in self.slowed and now_ns - self.slowed[host_id] >= PROBATION_NS
 
-    def lower(self, overlay: Overlay, host_id: HostId, slots: int, now_ns: int) -> None:
-        """A host turned out to be worth fewer children."""
+    def _lower(self, overlay: Overlay, host_id: HostId, slots: int, now_ns: int) -> None:
         self.slowed[host_id] = now_ns
         overlay.value(host_id, slots)
 
@@ -110,4 +109,4 @@ class Flow:
                 brought = sum(gained[child][stripe] for child in fed) / usual
                 place = overlay.place(parent)
                 if brought < SLOW_SHARE * len(fed) and int(brought) < place.slots:
-                    self.lower(overlay, parent, int(brought), now_ns)
+                    self._lower(overlay, parent, int(brought), now_ns)

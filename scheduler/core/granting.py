@@ -18,9 +18,6 @@ from shoal.wire.limits import MIB, RUN_BYTES_MAX
 ALONE_WINDOW_BYTES = 4 * MIB
 """The least window of a lone reader: a small file whole."""
 
-SLOW_READER_SHARE = 0.35
-"""A root that reads at less than this part of the usual rate is none for long."""
-
 AHEAD_UNITS_MIN = 2
 """Units that a stripe may be read ahead of the one that is furthest behind. Stripes in step end
 together; one that lags has but a part of the hosts to pass it on when the others are done."""
@@ -60,8 +57,7 @@ class Granting:
     time will tell then; `on_hopeless(task, reason, detail)`: nobody can read what is missing;
     `on_unproven(source, host)`: the host's verdict expired, ask the origin anew; gives the time to
     look again. `roots_of(collection)`: who reads each stripe, and the length of a unit in
-    bytes. `on_slow(collection, host)`: a root reads much more slowly than the others, which wait
-    for it since stripes are read in step."""
+    bytes."""
 
     def __init__(
         self,
@@ -73,7 +69,6 @@ class Granting:
         on_hopeless: Callable[[Task, Reason, str], None],
         on_unproven: Callable[[Source, HostId], int],
         roots_of: Callable[[Collection], tuple[list[HostId], int]],
-        on_slow: Callable[[Collection, HostId], None],
     ) -> None:
         self._state = state
         self._give = give
@@ -82,7 +77,6 @@ class Granting:
         self._on_hopeless = on_hopeless
         self._on_unproven = on_unproven
         self._roots_of = roots_of
-        self._on_slow = on_slow
         self._dry: dict[HostId, None] = {}
         """Hosts that read all that they were leased before more came."""
         self._dirty: dict[str, Task] = {}
@@ -173,7 +167,6 @@ class Granting:
         ]
         if not tasks:
             return
-        self._find_slow(collection, list(stripes))
         # In turns, a lease each: the origin's link is shared from the first moment.
         turns = [_Turn(root, mine, len(roots)) for root, mine in stripes.items()]
         horizon = self._horizon(tasks[0][1], list(stripes), len(roots), unit_bytes)
@@ -183,20 +176,6 @@ class Granting:
                 for turn in turns
                 if self._grant_next(tasks, turn, list(stripes), unit_bytes, horizon)
             ]
-
-    def _find_slow(self, collection: Collection, roots: list[HostId]) -> None:
-        rates = {
-            root: host.read_rate_bytes_s
-            for root in roots
-            if (host := self._state.hosts.get(root)) is not None and host.read_rate_bytes_s
-        }
-        if len(rates) < 3:
-            return
-        usual = sorted(rates.values())[len(rates) // 2]
-        for root, rate in rates.items():
-            if rate < SLOW_READER_SHARE * usual:
-                self._state.hosts[root].read_rate_bytes_s = 0.0
-                self._on_slow(collection, root)
 
     def _horizon(self, first: Task, roots: list[HostId], stripes: int, unit_bytes: int) -> int:
         """The end of what may be leased now, in units from the start of the first task that is

@@ -40,7 +40,6 @@ class LeaseOffice:
         on_hopeless: Callable[[Task, Reason, str], None],
         on_unproven: Callable[[Source, HostId], int],
         roots_of: Callable[[Collection], tuple[list[HostId], int]],
-        on_slow: Callable[[Collection, HostId], None],
     ) -> None:
         self._state = state
         self._on_hopeless = on_hopeless
@@ -52,7 +51,6 @@ class LeaseOffice:
             on_hopeless=on_hopeless,
             on_unproven=on_unproven,
             roots_of=roots_of,
-            on_slow=on_slow,
         )
         self._by_host: dict[HostId, dict[LeaseNumber, Lease]] = {}
         self._next_check_ns: int | None = None
@@ -94,8 +92,6 @@ class LeaseOffice:
                 pieces=pieces,
                 sequential=count is None,
                 expires_ns=expires_ns,
-                granted_ns=self._state.now_ns,
-                granted_bytes=task.descriptor.geometry.held_bytes(pieces) if pieces else 0,
             )
         )
         task.leased |= pieces
@@ -205,8 +201,6 @@ class LeaseOffice:
             return
         task = self._state.tasks.get(lease.task_id)
         self._take_back(lease)
-        if end.outcome is None:
-            self._measure(lease)
         if task is None:
             return
         reader = task.readers.get(host_id)
@@ -218,16 +212,6 @@ class LeaseOffice:
         elif end.outcome is not Reason.CANCELLED:
             self._failed(task, reader, host_id, end)
         self.changed(task)
-
-    def _measure(self, lease: Lease) -> None:
-        host = self._state.hosts[lease.host_id]
-        took_ns = self._state.now_ns - max(lease.granted_ns, host.read_until_ns)
-        host.read_until_ns = self._state.now_ns
-        if took_ns <= 0 or not lease.granted_bytes:
-            return
-        rate = lease.granted_bytes * SECOND_NS / took_ns
-        known = host.read_rate_bytes_s
-        host.read_rate_bytes_s = (known + rate) / 2 if known else rate
 
     def _failed(self, task: Task, reader: Reader, host_id: HostId, end: msg.LeaseEnd) -> None:
         assert end.outcome is not None

@@ -30,10 +30,6 @@ class Host:
     holdings: dict[TaskId, None] = field(default_factory=dict)
     free_upload_slots: int = 0
     blamed: int = 0
-    read_rate_bytes_s: float = 0.0
-    """At which it reads from the origin while it has leases; 0 while that is not known."""
-    read_until_ns: int = 0
-    """When its last lease ended."""
     lease_window_bytes: int = LEASE_WINDOW_START_BYTES
     """Bytes leased to it and not yet read at most, of one collection."""
 
@@ -94,8 +90,6 @@ class Lease:
     """What is not yet stated. Empty for a sequential lease of unknown size."""
     sequential: bool
     expires_ns: int
-    granted_ns: int = 0
-    granted_bytes: int = 0
 
 
 @dataclass(slots=True)

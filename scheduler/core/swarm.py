@@ -55,10 +55,6 @@ class Swarms:
         """What is published of each collection."""
         return self._boards.all
 
-    def slow_reader(self, collection: Collection, host_id: HostId) -> None:
-        """A root holds the others up."""
-        self._boards.slow(collection, host_id)
-
     def publish(self) -> None:
         """Parents, maps and digests that are due. At the end of every event."""
         self.push_parents()
