@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -158,6 +159,7 @@ def test_equal_members_are_interior_in_one_stripe_only(count: int) -> None:
     assert len(twice) <= 1
 
 
+@pytest.mark.slow
 @given(st.integers(STRIPES, 400))
 def test_trees_of_equal_members_are_shallow(count: int) -> None:
     overlay = equal(count)
@@ -198,6 +200,7 @@ def moved_at_most(count: int) -> float:
     return 16 + 0.16 * STRIPES * count
 
 
+@pytest.mark.slow
 @given(st.integers(8, 200))
 def test_few_members_move_when_one_joins(count: int) -> None:
     overlay = equal(count)
@@ -220,6 +223,7 @@ def test_one_of_a_thousand_moves_few() -> None:
         assert moves(before, left.parents) <= 20
 
 
+@pytest.mark.slow
 @given(st.integers(8, 200), st.data())
 def test_few_members_move_when_one_leaves(count: int, data: st.DataObject) -> None:
     overlay = equal(count)
