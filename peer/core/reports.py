@@ -25,7 +25,7 @@ URGENT_INTERVAL_NS = 5 * MILLISECOND_NS
 """Least time between reports when this host has nothing left to read under its leases."""
 
 
-STATEMENT_INTERVAL_NS = 20 * MILLISECOND_NS
+STATEMENT_INTERVAL_NS = 25 * MILLISECOND_NS
 """Least time between reports of a host that reads from the origin: others may pass a piece on only
 when its digest is known, and only a few hosts read at once."""
 

@@ -129,8 +129,9 @@ class PeerDriver:
         self._handling = True
         started_ns = time.perf_counter_ns()
         try:
-            with self._supervisor.guard():
-                self._drain()
+            self._drain()
+        except Exception as error:  # noqa: BLE001 - kept, and raised by the supervisor
+            self._supervisor.fail(error)
         finally:
             self._handling = False
             self.busy_ns += time.perf_counter_ns() - started_ns

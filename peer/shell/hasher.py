@@ -23,6 +23,10 @@ from shoal.wire.limits import MIB
 TURN_BYTES: Final = 16 * MIB
 """Hashed in one call of a thread: several tasks take turns, and a stop never waits long."""
 
+TURN_BYTES_MIN: Final = 4 * MIB
+"""And at least so much while there is more to come: waking a thread costs as much as hashing some
+hundred KiB. Larger pieces are hashed as they come."""
+
 READ_BYTES: Final = 256 * 1024
 """Read at once: it stays in the processor's cache until it is hashed."""
 
@@ -84,7 +88,8 @@ class ContentHasher:
         task_id = effect.task_id
         try:
             while self._tasks.get(task_id) is progress:
-                if progress.done_bytes < progress.target_bytes:
+                waiting_bytes = progress.target_bytes - progress.done_bytes
+                if waiting_bytes >= (1 if progress.final else TURN_BYTES_MIN):
                     await self._offload(self._hash_some, task_id, progress)
                 elif progress.final:
                     self._end(effect, progress)

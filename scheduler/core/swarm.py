@@ -58,8 +58,8 @@ class Swarms:
     def publish(self) -> None:
         """Parents, maps and digests that are due. At the end of every event."""
         self.push_parents()
-        self._boards.publish_if_due()
-        self.push_digests_if_due()
+        told = self.push_digests_if_due()
+        self._boards.publish_if_due(told)
 
     def _described(self, task: Task, waiting: Waiting) -> msg.Described:
         """The same object for all hosts that are told the same: it is serialised once."""
@@ -333,16 +333,23 @@ class Swarms:
                 self._push_due_ns = due_ns
                 self._state.wake_at(due_ns)
 
-    def push_digests_if_due(self) -> None:
-        """Sends fresh digests to everybody who fetches the task. At the end of every event."""
+    def push_digests_if_due(self) -> dict[CollectionId, None]:
+        """Sends fresh digests to everybody who fetches the task. At the end of every event.
+        Returns the collections whose members were sent some."""
         if self._push_due_ns is None or self._state.now_ns < self._push_due_ns:
-            return
+            return {}
         self._push_due_ns = None
         self._last_push_ns = self._state.now_ns
         for task in self._fresh.values():
             pieces, task.fresh = task.fresh, []
             self._send_digests(task, list(task.wanted), pieces)
+        told = {
+            collection_id: None
+            for task in self._fresh.values()
+            for collection_id in task.collections
+        }
         self._fresh.clear()
+        return told
 
     def _send_digests(self, task: Task, hosts: list[HostId], pieces: list[int]) -> None:
         size = self._state.limits.digests_per_message_max

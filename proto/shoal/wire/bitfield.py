@@ -138,10 +138,10 @@ def units_of_starts(starts: int, unit_pieces: int) -> int:
     """Units by number, from units by their first piece."""
     if unit_pieces == 1:
         return starts
-    units = 0
-    for piece in pieces(starts):
-        units |= 1 << piece // unit_pieces
-    return units
+    # Every unit_pieces-th binary digit from the last one on: what a loop does for each unit, slicing
+    # does for all at once.
+    digits = format(starts, "b")[::-unit_pieces]
+    return int(digits[::-1], 2)
 
 
 def pieces_of_units(units: int, unit_pieces: int, piece_count: int) -> int:

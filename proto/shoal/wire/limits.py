@@ -163,7 +163,7 @@ class SchedulerLimits:
     map_interval_ns: int = 250 * MILLISECOND_NS
     """Maps, parents and digests are pushed to each host of a swarm at least so often while they
     change."""
-    push_interval_min_ns: int = 10 * MILLISECOND_NS
+    push_interval_min_ns: int = 25 * MILLISECOND_NS
     push_interval_per_host_ns: int = 250_000
     """And at most so often, times the hosts: four messages a millisecond, all hosts together."""
     story_events_max: int = 256
