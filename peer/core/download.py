@@ -305,13 +305,15 @@ class TaskKeeper:
             interval_ns = self._state.limits.announce_interval_ns
             if self._state.planned(task):
                 # Children are sent what they wait for without such news.
-                interval_ns = max(interval_ns, 2 * self._state.report_interval_ns)
+                interval_ns = max(interval_ns, 4 * self._state.report_interval_ns)
             earliest = self._last_announce_ns + interval_ns
             self._announce_due_ns = max(self._state.now_ns, earliest)
             self._state.wake_at(self._announce_due_ns)
 
     def take_renewed(self) -> list[Task]:
         """Tasks of which pieces may have become servable, or never will, since the last call."""
+        if not self._renewed:
+            return []
         renewed = list(self._renewed.values())
         self._renewed.clear()
         return renewed

@@ -202,7 +202,11 @@ class Fetcher:
                     return False
         for collection, stripe in link.feeds:
             feed = (collection.collection_id, stripe)
-            # As deep as it was last found to be worth: most of the time it is full.
+            # As deep as it was last found to be worth: most of the time it is full. Several
+            # requests in one frame cost both sides no more than one does.
+            depth = link.depths.get(feed, STANDING_MAX)
+            if link.standing.get(feed, 0) > depth - max(1, depth // 4):
+                continue
             while link.standing.get(feed, 0) < link.depths.get(feed, STANDING_MAX):
                 found = self._feeds.next_piece(link, collection, stripe)
                 if found is None:

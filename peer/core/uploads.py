@@ -214,7 +214,10 @@ class Uploads:
         """Standing requests for what has just become servable. At the end of every event."""
         if self._parked:
             self._look_at_parked()
-        for task in self._keeper.take_renewed():
+        renewed = self._keeper.take_renewed()
+        if not renewed and not self._turn:
+            return
+        for task in renewed:
             awaited = self._awaited.get(task.task_id)
             if awaited is None:
                 continue
