@@ -66,6 +66,9 @@ class Fetcher:
         self._blocked: dict[str, Link] = {}
         """Parents passed over because of a quarantine or a `busy` that will expire."""
         self._all_dirty = False
+        self._starved: dict[str, Link] = {}
+        """Parents that could have been asked for more, had the budget of bytes allowed it."""
+        self._budget_spent = False
         self._maps_due_ns: int | None = None
         self._mapped: dict[CollectionId, Collection] = {}
         """Collections whose pulls are to be looked at again."""
@@ -113,8 +116,14 @@ class Fetcher:
             links = list(self._dirty.values())
             self._dirty.clear()
         else:
-            return
+            links = []
         for link in links:
+            self._fill_link(link)
+        # Whatever ended made room for one of them at least; they take turns.
+        for host_id, link in list(self._starved.items()):
+            if self._budget_spent:
+                return
+            del self._starved[host_id]
             self._fill_link(link)
 
     def _fill_link(self, link: Link) -> None:
@@ -139,7 +148,7 @@ class Fetcher:
             tasks.sort(key=lambda pair: -pair[0].priority)
         for task, channel in tasks:
             depth = self._depth(link, task)
-            while len(link.requests) < depth:
+            while _counted(link) < depth:
                 candidates = channel.held & ~task.held & ~task.flying_mask & ~task.reading_mask
                 if task.descriptor.geometry.size_bytes is not None:
                     candidates &= task.missing  # A parent may have told of pieces behind the end.
@@ -192,8 +201,7 @@ class Fetcher:
             if channel is None or not channel.open:
                 self._parents.open_channel(link, task)
                 continue
-            # Standing requests do not count: they may wait for this very piece, round a circle.
-            pulling = len(link.requests) - sum(link.standing.values())
+            pulling = _counted(link)
             for piece in bitfield.pieces(pieces & ~task.flying_mask):
                 if pulling >= self._depth(link, task):
                     break
@@ -266,7 +274,8 @@ class Fetcher:
         if feed is None:
             in_flight = self._state.in_flight_bytes
             if in_flight and in_flight + length > self._state.limits.in_flight_bytes_max:
-                self._all_dirty = True  # Whatever ends next makes room for any of them.
+                self._starved[link.host_id] = link
+                self._budget_spent = True
                 return False
             self._state.in_flight_bytes += length
         now_ns = self._state.now_ns
@@ -382,6 +391,7 @@ class Fetcher:
         del self._state.fetches[fetch.request_id]
         if fetch.feed is None:
             self._state.in_flight_bytes -= fetch.length_bytes
+            self._budget_spent = False
         fetch.link.requests.pop(fetch.request_id, None)
         fetch.link.queued_bytes -= fetch.length_bytes
         if fetch.feed is not None:
@@ -463,3 +473,9 @@ class Fetcher:
         if self._deadlines:
             self._next_look_ns = self._deadlines[0][0]
             self._state.wake_at(self._next_look_ns)
+
+
+def _counted(link: Link) -> int:
+    """Requests that fill a parent's pipeline. Standing ones do not: they may wait for the very
+    piece that is to be asked for, round a circle."""
+    return len(link.requests) - sum(link.standing.values())

@@ -6,8 +6,7 @@ that lost a part of itself and goes on is worse than one that restarts. Decides 
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
@@ -94,15 +93,6 @@ class Supervisor:
         if self._failure is None:
             self._failure = error
             self._failed.set()
-
-    @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """For callbacks: an error inside is recorded as if a coroutine had ended with it, and goes
-        no further."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - kept, and raised by wait_failed()
-            self.fail(error)
 
     async def wait_failed(self) -> None:
         """Waits until a coroutine crashed, then raises its error."""

@@ -108,8 +108,7 @@ async def test_one_task_can_be_cancelled_alone() -> None:
 async def test_the_first_failure_is_the_one_told() -> None:
     supervisor = Supervisor()
     supervisor.fail(ValueError("first"))
-    with supervisor.guard():
-        raise KeyError("second")
+    supervisor.fail(KeyError("second"))
     with pytest.raises(ValueError, match="first"):
         await supervisor.wait_failed()
 
