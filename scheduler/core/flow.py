@@ -81,7 +81,13 @@ class Flow:
             elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
                 del self.slowed[host_id]
                 overlay.value(host_id, STRIPES)
-        self._judge_parents(overlay, gained, median / STRIPES, now_ns)
+        # A host that takes in little of everything says nothing about those who feed it.
+        fit = {
+            host_id: gains
+            for host_id, gains in gained.items()
+            if sum(gains) >= SLOW_SHARE * median
+        }
+        self._judge_parents(overlay, fit, median / STRIPES, now_ns)
 
     def _is_over(self, host_id: HostId, now_ns: int) -> bool:
         return host_id in self.slowed and now_ns - self.slowed[host_id] >= PROBATION_NS

@@ -113,6 +113,18 @@ def test_one_child_that_keeps_up_clears_its_parent() -> None:
     assert swarm.slots(parent) == STRIPES
 
 
+def test_a_child_that_is_slow_itself_says_nothing_about_its_parent() -> None:
+    swarm = Swarm()
+    leaf = swarm.names[-1]
+    swarm.window({leaf: [1] * STRIPES})
+    swarm.overlay.build()
+    # All that its parents feed are slow on their own: they take in little of every stripe.
+    parent, _, fed = swarm.parent(least=1)
+    swarm.window(dict.fromkeys(fed, [1] * STRIPES), 5)
+    assert swarm.slots(parent) == STRIPES
+    assert all(swarm.slots(child) == 0 for child in fed)
+
+
 def test_little_progress_of_all_says_nothing() -> None:
     swarm = Swarm()
     few = dict.fromkeys(swarm.names, [(UNITS_MIN - 2) // STRIPES] * STRIPES)
