@@ -90,9 +90,28 @@ def test_a_parent_that_is_ahead_of_all_its_children_and_brings_little_is_lowered
     parent, stripe, fed = swarm.parent()
     starved = [FULL] * STRIPES
     starved[stripe] = FULL // 8
-    swarm.window(dict.fromkeys(fed, starved), 3)
+    swarm.window(dict.fromkeys(fed, starved), 4)
     assert swarm.slots(parent) < len(fed)
     assert all(swarm.slots(child) == STRIPES for child in fed), "its children are its victims"
+
+
+def test_a_parent_is_not_judged_by_children_that_it_has_only_just_got() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    swarm.window({}, 3)
+    starved = [FULL] * STRIPES
+    starved[stripe] = FULL // 8
+    for _ in range(2):
+        # They change places again and again: who feeds them now is not to blame.
+        tree = swarm.overlay.parents[stripe]
+        others = dict(tree)
+        for child in fed:
+            others[child] = next(host for host in tree.values() if host not in (*fed, parent))
+        for other in (others, tree):
+            swarm.overlay.parents = [*swarm.overlay.parents]
+            swarm.overlay.parents[stripe] = other
+            swarm.window(dict.fromkeys(fed, starved))
+    assert not swarm.flow.slowed
 
 
 def test_a_parent_that_has_no_more_than_its_children_is_not_to_blame() -> None:
