@@ -82,8 +82,8 @@ class Feeds:
         collection.view = fold(collection.view, message)
         collection.history.append((self._state.now_ns, collection.view))
 
-    def _settled(self, collection: Collection) -> SwarmView:
-        """The view of so long ago that whoever lacks what it shows is late."""
+    def _late_ns(self, collection: Collection) -> int:
+        """How long the swarm may have a piece before whoever lacks it is late."""
         rates = sorted(
             link.rate_bytes_s
             for feed in collection.feeds
@@ -100,6 +100,10 @@ class Feeds:
                 / rates[len(rates) // 2]
             )
             late_ns = max(late_ns, min(LATE_NS_MAX, int(LATE_PIECES * piece_s * SECOND_NS)))
+        return late_ns
+
+    def _settled(self, collection: Collection, late_ns: int) -> SwarmView:
+        """The view of so long ago that whoever lacks what it shows is late."""
         history = collection.history
         while len(history) > 1 and history[1][0] <= self._state.now_ns - late_ns:
             history.popleft()
@@ -206,7 +210,8 @@ class Feeds:
     def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:
         """Chooses what to have from others than the stripes' parents: (link, task, pieces)."""
         self._drop_hopeless(collection)
-        settled = self._settled(collection)
+        late_ns = self._late_ns(collection)
+        settled = self._settled(collection, late_ns)
         lagging = self._lagging(collection)
         chosen: list[tuple[Link, Task, int]] = []
         orphaned = [
@@ -221,10 +226,11 @@ class Feeds:
             ):
                 break
             self._search(collection, task, orphaned, front)
-            units = self._pullable(collection, task, orphaned, lagging, settled)
+            coming = self._coming(task, late_ns)
+            units = self._pullable(collection, task, orphaned, lagging, settled, coming)
             unit_pieces = self._unit_pieces(task)
             # Another pull may bring a part of a unit.
-            wanted = task.missing & ~task.reading_mask & ~task.pulled
+            wanted = task.missing & ~task.reading_mask & ~task.pulled & ~coming
             while units and self._active_pulls(collection) + len(chosen) < room:
                 unit = _draw(units, self._state.dice.random())
                 units &= ~(1 << unit)
@@ -281,17 +287,18 @@ class Feeds:
         orphaned: list[int],
         lagging: list[int],
         settled: SwarmView,
+        coming: int,
     ) -> int:
         """Units of a task that are late, or that no parent brings."""
         unit_pieces = self._unit_pieces(task)
         count = task.descriptor.geometry.piece_count
         missing = task.missing & ~task.reading_mask & ~task.pulled
-        # What is on its way is left to it, unless its whole stripe lags.
+        # What is on its way is left to it, unless its whole stripe lags, and for long.
         late = settled.spread.get(task.number, 0)
         units = late and late & _units_with(missing & ~task.flying_mask, unit_pieces, count)
         for stripes, view, wanted in (
             (orphaned, collection.view, missing & ~task.flying_mask),
-            (lagging, settled, missing),
+            (lagging, settled, missing & ~coming),
         ):
             covered = view.covered.get(task.number, 0) if stripes else 0
             if covered:
@@ -300,6 +307,17 @@ class Feeds:
                     mine |= self._of_stripe(task, stripe)
                 units |= covered & _units_with(wanted & mine, unit_pieces, count)
         return units
+
+    def _coming(self, task: Task, late_ns: int) -> int:
+        """Pieces that were asked for only a moment ago. Whoever has them from elsewhere has them
+        twice, since what is being sent is not called back, and never finds out what the parent is
+        worth that was asked."""
+        since_ns = self._state.now_ns - late_ns
+        coming = 0
+        for piece, requests in task.flying.items():
+            if any(self._state.fetches[number].sent_ns > since_ns for number in requests):
+                coming |= 1 << piece
+        return coming
 
     def _search(
         self, collection: Collection, task: Task, orphaned: list[int], front: tuple[int, int]

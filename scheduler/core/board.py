@@ -221,6 +221,18 @@ class Boards:
                 board.fed.pop(host_id, None)
             self._plan(board)
 
+    def slow(self, collection: Collection, host_id: HostId) -> bool:
+        """A root reads so slowly that all wait for it: another one is found at once. False: there
+        are too few others."""
+        board = self._boards.get(collection.collection_id)
+        if board is None or host_id not in board.overlay:
+            return False
+        if sum(1 for place in board.overlay.places if place.slots) <= STRIPES:
+            return False
+        board.flow.lower(board.overlay, host_id, 0, self._state.now_ns)
+        board.due_ns = self._next_due_ns = self._state.now_ns
+        return True
+
     # ------------------------------------------------------------ holdings
 
     def changed(self, task: Task, host_id: HostId) -> None:

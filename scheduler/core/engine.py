@@ -59,6 +59,7 @@ class SchedulerEngine:
             on_hopeless=self._hopeless,
             on_unproven=lambda source, host_id: self._sources.prove(source, host_id),
             roots_of=lambda collection: self._swarms.roots_of(collection),
+            on_slow=self._slow_reader,
         )
         self._swarms = Swarms(self.state, on_roots=self._roots_changed)
         self._sources = SourceBook(
@@ -257,6 +258,12 @@ class SchedulerEngine:
         for _, task in self.state.tasks_of(collection):
             if task.wanted:
                 self._leases.changed(task)
+
+    def _slow_reader(self, collection: Collection, host_id: HostId) -> None:
+        if not self._swarms.slow_reader(collection, host_id):
+            return
+        for _, task in self.state.tasks_of(collection):
+            self._leases.release(task, host_id)
 
     def _gone(self, task: Task, host_id: HostId) -> None:
         task.wanted.pop(host_id, None)

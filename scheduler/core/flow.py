@@ -37,6 +37,8 @@ class Flow:
     stripes: int = 0
     slowed: dict[HostId, int] = field(default_factory=dict)
     """When each host's slots were last lowered."""
+    trees: list[list[dict[HostId, HostId]]] = field(default_factory=list)
+    """Who fed whom when it was last judged, and the time before that."""
 
     def took_in(self, host_id: HostId, by_stripe: list[int]) -> None:
         """A host holds so many more units."""
@@ -77,26 +79,36 @@ class Flow:
         for host_id, gains in gained.items():
             place = overlay.place(host_id)
             if place.slots and sum(gains) < SLOW_SHARE * median:
-                self._lower(overlay, host_id, 0, now_ns)
+                self.lower(overlay, host_id, 0, now_ns)
             elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
                 del self.slowed[host_id]
                 overlay.value(host_id, STRIPES)
-        self._judge_parents(overlay, gained, median / STRIPES, now_ns)
+        # A host that takes in little of everything says nothing about those who feed it.
+        fit = {
+            host_id: gains for host_id, gains in gained.items() if sum(gains) >= SLOW_SHARE * median
+        }
+        self._judge_parents(overlay, fit, median / STRIPES, now_ns)
 
     def _is_over(self, host_id: HostId, now_ns: int) -> bool:
         return host_id in self.slowed and now_ns - self.slowed[host_id] >= PROBATION_NS
 
-    def _lower(self, overlay: Overlay, host_id: HostId, slots: int, now_ns: int) -> None:
+    def lower(self, overlay: Overlay, host_id: HostId, slots: int, now_ns: int) -> None:
+        """A host turned out to be worth fewer children."""
         self.slowed[host_id] = now_ns
         overlay.value(host_id, slots)
 
     def _judge_parents(
         self, overlay: Overlay, gained: dict[HostId, list[int]], usual: float, now_ns: int
     ) -> None:
+        # After a change of parents all have to make up for the time that it took.
+        trees, self.trees = self.trees, [overlay.parents, *self.trees[:1]]
+        if len(trees) < 2:
+            return
         for stripe, tree in enumerate(overlay.parents):
             children: dict[HostId, list[HostId]] = {}
             for child, parent in tree.items():
-                if child in gained and parent in self.counts:
+                lasting = all(before[stripe].get(child) == parent for before in trees)
+                if lasting and child in gained and parent in self.counts:
                     children.setdefault(parent, []).append(child)
             for parent, fed in children.items():
                 if parent not in overlay or self.slowed.get(parent, -PROBATION_NS) > (
@@ -109,4 +121,4 @@ class Flow:
                 brought = sum(gained[child][stripe] for child in fed) / usual
                 place = overlay.place(parent)
                 if brought < SLOW_SHARE * len(fed) and int(brought) < place.slots:
-                    self._lower(overlay, parent, int(brought), now_ns)
+                    self.lower(overlay, parent, int(brought), now_ns)

@@ -13,7 +13,7 @@ from scheduler.core.state import Collection, SchedulerState, Source, Task
 from shoal.wire import bitfield
 from shoal.wire.errors import Reason
 from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import MIB, RUN_BYTES_MAX
+from shoal.wire.limits import MIB, MILLISECOND_NS, RUN_BYTES_MAX
 
 ALONE_WINDOW_BYTES = 4 * MIB
 """The least window of a lone reader: a small file whole."""
@@ -21,6 +21,14 @@ ALONE_WINDOW_BYTES = 4 * MIB
 AHEAD_UNITS_MIN = 2
 """Units that a stripe may be read ahead of the one that is furthest behind. Stripes in step end
 together; one that lags has but a part of the hosts to pass it on when the others are done."""
+
+OTHERS_MIN = 2
+"""Of two roots it is not known which is the slow one."""
+
+SLOW_NS_MIN = 500 * MILLISECOND_NS
+SLOW_LEASES = 3
+"""A root that keeps all others from reading for so long, and for as long as so many of their leases
+took, is none any more."""
 
 
 @dataclass(slots=True)
@@ -57,7 +65,7 @@ class Granting:
     time will tell then; `on_hopeless(task, reason, detail)`: nobody can read what is missing;
     `on_unproven(source, host)`: the host's verdict expired, ask the origin anew; gives the time to
     look again. `roots_of(collection)`: who reads each stripe, and the length of a unit in
-    bytes."""
+    bytes. `on_slow(collection, host)`: a root keeps all others waiting."""
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class Granting:
         on_hopeless: Callable[[Task, Reason, str], None],
         on_unproven: Callable[[Source, HostId], int],
         roots_of: Callable[[Collection], tuple[list[HostId], int]],
+        on_slow: Callable[[Collection, HostId], None],
     ) -> None:
         self._state = state
         self._give = give
@@ -77,6 +86,9 @@ class Granting:
         self._on_hopeless = on_hopeless
         self._on_unproven = on_unproven
         self._roots_of = roots_of
+        self._on_slow = on_slow
+        self._held_up: dict[CollectionId, tuple[HostId, int]] = {}
+        """Collections of which all roots wait for one: for which, and since when."""
         self._dry: dict[HostId, None] = {}
         """Hosts that read all that they were leased before more came."""
         self._dirty: dict[str, Task] = {}
@@ -176,6 +188,40 @@ class Granting:
                 for turn in turns
                 if self._grant_next(tasks, turn, list(stripes), unit_bytes, horizon)
             ]
+        self._watch(collection, tasks[0][1], list(stripes))
+
+    def _watch(self, collection: Collection, first: Task, roots: list[HostId]) -> None:
+        """Stripes are read in step, so that one slow root holds up the whole swarm: it is found by
+        that, since how fast it reads depends on how the others share the origin with it."""
+        key = collection.collection_id
+        laggard = self._reader_of_lowest(first)
+        others = [root for root in roots if root != laggard]
+        if (
+            laggard not in roots
+            or len(others) < OTHERS_MIN
+            or any(self._outstanding_bytes(root) for root in others)
+        ):
+            self._held_up.pop(key, None)
+            return
+        known = self._held_up.get(key)
+        if known is None or known[0] != laggard:
+            known = self._held_up[key] = (laggard, self._state.now_ns)
+        usual_ns = max(self._state.hosts[root].lease_took_ns for root in others)
+        until_ns = known[1] + max(SLOW_NS_MIN, SLOW_LEASES * usual_ns)
+        if self._state.now_ns < until_ns:
+            self._look_again_at(until_ns)
+            return
+        del self._held_up[key]
+        self._on_slow(collection, laggard)
+
+    def _reader_of_lowest(self, task: Task) -> HostId | None:
+        """Who is to read the first piece that nobody holds."""
+        lowest = bitfield.lowest(task.descriptor.geometry.all_pieces & ~task.covered)
+        for host_id, reader in task.readers.items():
+            for number in reader.leases:
+                if self._state.leases[number].pieces >> lowest & 1:
+                    return host_id
+        return None
 
     def _horizon(self, first: Task, roots: list[HostId], stripes: int, unit_bytes: int) -> int:
         """The end of what may be leased now, in units from the start of the first task that is

@@ -31,7 +31,7 @@ class LeaseOffice:
     """Grants, renews and takes back leases. `on_hopeless(task, reason, detail)`: nobody can read
     what is missing. `on_unproven(source, host)`: the host's verdict expired, ask the origin anew;
     gives the time to look again. `roots_of(collection)`: who reads each stripe, and the length of a
-    unit in bytes."""
+    unit in bytes; `on_slow(collection, host)`: a root keeps all others waiting."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class LeaseOffice:
         on_hopeless: Callable[[Task, Reason, str], None],
         on_unproven: Callable[[Source, HostId], int],
         roots_of: Callable[[Collection], tuple[list[HostId], int]],
+        on_slow: Callable[[Collection, HostId], None],
     ) -> None:
         self._state = state
         self._on_hopeless = on_hopeless
@@ -51,6 +52,7 @@ class LeaseOffice:
             on_hopeless=on_hopeless,
             on_unproven=on_unproven,
             roots_of=roots_of,
+            on_slow=on_slow,
         )
         self._by_host: dict[HostId, dict[LeaseNumber, Lease]] = {}
         self._next_check_ns: int | None = None
@@ -92,6 +94,7 @@ class LeaseOffice:
                 pieces=pieces,
                 sequential=count is None,
                 expires_ns=expires_ns,
+                granted_ns=self._state.now_ns,
             )
         )
         task.leased |= pieces
@@ -207,11 +210,19 @@ class LeaseOffice:
         if reader is None:
             return
         if end.outcome is None:
+            self._measure(lease)
             if not self._outstanding_bytes(host_id):
                 self._granting.ran_dry(host_id)
         elif end.outcome is not Reason.CANCELLED:
             self._failed(task, reader, host_id, end)
         self.changed(task)
+
+    def _measure(self, lease: Lease) -> None:
+        host = self._state.hosts[lease.host_id]
+        if lease.granted_ns:
+            began_ns = max(lease.granted_ns, host.lease_ended_ns)
+            host.lease_took_ns = self._state.now_ns - began_ns
+        host.lease_ended_ns = self._state.now_ns
 
     def _failed(self, task: Task, reader: Reader, host_id: HostId, end: msg.LeaseEnd) -> None:
         assert end.outcome is not None

@@ -88,7 +88,7 @@ class Overlay:
 
     def value(self, host_id: HostId, slots: int) -> None:
         """What a member's upload is worth was found to be otherwise. One that feeds nobody any
-        more changes places with the last member, so that few others move."""
+        more changes places with the last member that does, so that few others move."""
         place = self.place(host_id)
         if place.slots == slots:
             return
@@ -96,7 +96,11 @@ class Overlay:
         self.dirty = True
         if slots == 0:
             place.rank = 0
-            index, last = self._index[host_id], len(self.places) - 1
+            index = last = self._index[host_id]
+            for number in range(len(self.places) - 1, index, -1):
+                if self.places[number].slots:
+                    last = number
+                    break
             self.places[index], self.places[last] = self.places[last], place
             self._index[self.places[index].host_id] = index
             self._index[host_id] = last

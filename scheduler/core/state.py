@@ -32,6 +32,9 @@ class Host:
     blamed: int = 0
     lease_window_bytes: int = LEASE_WINDOW_START_BYTES
     """Bytes leased to it and not yet read at most, of one collection."""
+    lease_took_ns: int = 0
+    """How long it read on the last lease that it used up."""
+    lease_ended_ns: int = 0
 
     @property
     def host_id(self) -> HostId:
@@ -90,6 +93,8 @@ class Lease:
     """What is not yet stated. Empty for a sequential lease of unknown size."""
     sequential: bool
     expires_ns: int
+    granted_ns: int = 0
+    """0: by a scheduler before this one."""
 
 
 @dataclass(slots=True)

@@ -50,6 +50,10 @@ class Swarms:
         assert board is not None, "somebody wants a task, so there is a board"
         return board.overlay.roots, board.unit_bytes
 
+    def slow_reader(self, collection: Collection, host_id: HostId) -> bool:
+        """A root keeps all others waiting. False: there is nobody to take its place."""
+        return self._boards.slow(collection, host_id)
+
     @property
     def boards(self) -> dict[CollectionId, Board]:
         """What is published of each collection."""

@@ -285,6 +285,25 @@ def test_a_stripe_that_lags_behind_the_others_is_had_from_elsewhere() -> None:
     assert open_at(rig, "h0") == [0]
 
 
+def test_what_a_new_parent_was_just_asked_for_is_left_to_it() -> None:
+    rig = planned("a", "b", pieces=32)
+    rig.directory("h0")
+    rig.map((0, bitfield.mask_of(0, 32)), spread=0)
+    for _ in range(6):
+        rig.tick(300)
+        rig.fetched(request(rig, "b", open_at(rig, "b")[0]))
+    assert rig.task.pulled, "a brings nothing"
+    rig.plan("c", "b")
+    rig.connects("c")
+    asked = open_at(rig, "c")
+    assert asked
+    for _ in range(3):
+        # Nothing came from the new parent yet, so that its rate is not known.
+        rig.tick(300)
+        rig.fetched(request(rig, "b", open_at(rig, "b")[0]))
+        assert open_at(rig, "c") == asked, "it is on its way, and would come twice"
+
+
 def test_what_few_hosts_have_is_waited_for() -> None:
     rig = planned("a", "b")
     rig.directory("h0")

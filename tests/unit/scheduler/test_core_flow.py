@@ -90,9 +90,28 @@ def test_a_parent_that_is_ahead_of_all_its_children_and_brings_little_is_lowered
     parent, stripe, fed = swarm.parent()
     starved = [FULL] * STRIPES
     starved[stripe] = FULL // 8
-    swarm.window(dict.fromkeys(fed, starved), 3)
+    swarm.window(dict.fromkeys(fed, starved), 4)
     assert swarm.slots(parent) < len(fed)
     assert all(swarm.slots(child) == STRIPES for child in fed), "its children are its victims"
+
+
+def test_a_parent_is_not_judged_by_children_that_it_has_only_just_got() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    swarm.window({}, 3)
+    starved = [FULL] * STRIPES
+    starved[stripe] = FULL // 8
+    for _ in range(2):
+        # They change places again and again: who feeds them now is not to blame.
+        tree = swarm.overlay.parents[stripe]
+        others = dict(tree)
+        for child in fed:
+            others[child] = next(host for host in tree.values() if host not in (*fed, parent))
+        for other in (others, tree):
+            swarm.overlay.parents = [*swarm.overlay.parents]
+            swarm.overlay.parents[stripe] = other
+            swarm.window(dict.fromkeys(fed, starved))
+    assert not swarm.flow.slowed
 
 
 def test_a_parent_that_has_no_more_than_its_children_is_not_to_blame() -> None:
@@ -111,6 +130,18 @@ def test_one_child_that_keeps_up_clears_its_parent() -> None:
     starved[stripe] = 0
     swarm.window(dict.fromkeys(fed[1:], starved), 3)
     assert swarm.slots(parent) == STRIPES
+
+
+def test_a_child_that_is_slow_itself_says_nothing_about_its_parent() -> None:
+    swarm = Swarm()
+    leaf = swarm.names[-1]
+    swarm.window({leaf: [1] * STRIPES})
+    swarm.overlay.build()
+    # All that its parents feed are slow on their own: they take in little of every stripe.
+    parent, _, fed = swarm.parent(least=1)
+    swarm.window(dict.fromkeys(fed, [1] * STRIPES), 5)
+    assert swarm.slots(parent) == STRIPES
+    assert all(swarm.slots(child) == 0 for child in fed)
 
 
 def test_little_progress_of_all_says_nothing() -> None:

@@ -95,6 +95,43 @@ def test_a_stripe_that_lags_holds_the_others_up() -> None:
     assert task.covered == everything
 
 
+def test_a_root_for_which_all_others_wait_for_long_is_none_any_more() -> None:
+    rig = swarm()
+    mine: dict[str, list[msg.Lease]] = {}
+    read_on(rig, mine, roots(rig))
+    slow, others = roots(rig)[2], [root for root in roots(rig) if root != roots(rig)[2]]
+    for _ in range(6):
+        rig.wait(0.02)
+        read_on(rig, mine, others)
+    assert not any(mine.get(root) for root in others), "they wait"
+    rig.wait(0.3)
+    assert slow in roots(rig), "not for long yet"
+    assert not rig.revoked(slow)
+    rig.wait(0.4)
+    assert slow not in roots(rig)
+    assert set(rig.revoked(slow)) == {lease.number for lease in mine[slow]}
+    del mine[slow]
+    for _ in range(6):
+        read_on(rig, mine, roots(rig))
+        assert slow not in leased(rig)
+    covered = rig.engine.state.tasks[rig.task_id].covered
+    assert bitfield.prefix(covered) > 10 * UNIT_PIECES
+
+
+def test_roots_that_wait_for_as_long_as_they_read_themselves_blame_nobody() -> None:
+    rig = swarm()
+    mine: dict[str, list[msg.Lease]] = {}
+    read_on(rig, mine, roots(rig))
+    before = roots(rig)
+    last, others = before[2], [root for root in before if root != before[2]]
+    for _ in range(3):
+        rig.wait(1.0)
+        read_on(rig, mine, others)
+        rig.wait(1.5)
+        read_on(rig, mine, [last])
+    assert roots(rig) == before
+
+
 def test_a_window_does_not_grow_where_another_stripe_holds_its_reader_up() -> None:
     rig = swarm()
     mine: dict[str, list[msg.Lease]] = {}

@@ -276,3 +276,22 @@ def test_newcomers_are_fed_by_members_until_the_next_build() -> None:
     for number in range(4):
         feeds = overlay.feeds(HostId(f"more{number}"))
         assert set(feeds) <= built, "newcomers feed nobody before they have a place"
+
+
+def test_a_second_host_that_feeds_nobody_any_more_moves_few_others_as_well() -> None:
+    overlay = Overlay()
+    for number in range(64):
+        overlay.add(Place(HostId(f"h{number}"), ""))
+    overlay.build()
+    overlay.value(HostId("h1"), 0)
+    overlay.build()
+    before = [dict(tree) for tree in overlay.parents]
+    # h63 stands where h1 was, and h1 is last.
+    overlay.value(HostId("h63"), 0)
+    overlay.build()
+    moved = sum(
+        tree.get(child) != parent
+        for tree, old in zip(overlay.parents, before, strict=True)
+        for child, parent in old.items()
+    )
+    assert moved < 100, "of more than 250"
