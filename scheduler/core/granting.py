@@ -110,13 +110,19 @@ class Granting:
         collections: dict[CollectionId, None] = {}
         for task in dirty:
             if self._state.tasks.get(task.task_id) is not task or not self._grantable(task):
+                # What was waited for may be over with it.
+                collections.update(dict.fromkeys(self._held_up))
                 continue
             if task.descriptor.geometry.size_bytes is None or not task.descriptor.ranges:
                 self._grant_sequential(task)
             else:
                 collections.update(dict.fromkeys(task.wanted.values()))
         for collection_id in collections:
-            self._grant_collection(self._state.collections[collection_id])
+            collection = self._state.collections.get(collection_id)
+            if collection is not None and collection.members:
+                self._grant_collection(collection)
+            else:
+                self._held_up.pop(collection_id, None)
         self._dry.clear()
 
     # ------------------------------------------------------------ who may
@@ -178,6 +184,7 @@ class Granting:
             and self._grantable(task)
         ]
         if not tasks:
+            self._held_up.pop(collection.collection_id, None)
             return
         # In turns, a lease each: the origin's link is shared from the first moment.
         turns = [_Turn(root, mine, len(roots)) for root, mine in stripes.items()]

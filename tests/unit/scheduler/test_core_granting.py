@@ -132,6 +132,20 @@ def test_roots_that_wait_for_as_long_as_they_read_themselves_blame_nobody() -> N
     assert roots(rig) == before
 
 
+def test_a_wait_that_is_over_does_not_count_later() -> None:
+    rig = swarm()
+    mine: dict[str, list[msg.Lease]] = {}
+    read_on(rig, mine, roots(rig))
+    last = roots(rig)[2]
+    for _ in range(6):
+        read_on(rig, mine, [root for root in roots(rig) if root != last])
+    granting = rig.engine._leases._granting
+    assert granting._held_up
+    for name in [*NAMES]:
+        rig.leave(name)
+    assert not granting._held_up
+
+
 def test_a_window_does_not_grow_where_another_stripe_holds_its_reader_up() -> None:
     rig = swarm()
     mine: dict[str, list[msg.Lease]] = {}
