@@ -1,12 +1,14 @@
 """`python -m benchmarks.scale`: a big swarm in simulated time, ours or a model of another system.
 
 Prints a table, or JSON with `--json`; `--compare` runs every policy on the same plan. The first
-word `service` measures the real scheduler under synthetic hosts instead (`service --help`).
+word `service` measures the real scheduler under synthetic hosts instead (`service --help`);
+`results FILE...` makes a table in Markdown of stored JSON.
 docs/benchmarks.md defines scenarios, bounds and every number.
 """
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] == "service":
         service = importlib.import_module("benchmarks.scale.service")
         return int(service.main(words[1:]))
+    if words and words[0] == "results":
+        return _show_stored(words[1:])
     arguments = parser().parse_args(words)
     try:
         options = read(arguments)
@@ -118,6 +122,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sys.stdout.write(text + "\n")
     return 1 if any(result["failures"] for result in results) else 0
+
+
+def _show_stored(files: Sequence[str]) -> int:
+    results: list[dict[str, Any]] = []
+    try:
+        for name in files:
+            stored = json.loads(Path(name).read_text())
+            results += stored if isinstance(stored, list) else [stored]
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"benchmarks.scale: give files written with --json: {error}\n")
+        return 2
+    sys.stdout.write(report.summary(results) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How runs are shown: a table for people, JSON for programs."""
+"""How runs are shown: a table for people, JSON for programs, and a page's table from stored JSON."""
 
 import json
 import subprocess
@@ -102,3 +102,43 @@ def _aligned(rows: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """Runs of different plans as a table in Markdown, one line each, with what it takes to run
+    each again."""
+    columns = [column for column in _COLUMNS if column[0] in _SUMMARY]
+    names = ["run", *(name for name, _ in columns), "classes over own bound", "commit"]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for result in results:
+        classes = ", ".join(
+            f"{label} {_number(ratio, 3)}" for label, ratio in result["class_ratios"].items()
+        )
+        shown = [show(result) for _, show in columns]
+        cells = [_given(result), *shown, classes or "-", result["commit"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+_SUMMARY = (
+    "policy",
+    "makespan s",
+    "over bound",
+    "utilisation",
+    "slowest/p50",
+    "origin copies",
+    "zone copies",
+    "CPU s",
+)
+
+
+def _given(result: dict[str, Any]) -> str:
+    options = result["options"]
+    words = [str(options["scenario"]), f"{options['nodes']} nodes", str(options["size"])]
+    if options["layers"] != 1:
+        words.append(f"{options['layers']} layers")
+    if options["origin_rate"] != options["node_rate"]:
+        words.append(f"origin {options['origin_rate']}")
+    if result["seed"] != 1:
+        words.append(f"seed {result['seed']}")
+    return ", ".join(words)

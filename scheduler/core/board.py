@@ -283,7 +283,7 @@ class Boards:
         for collection_id in told:
             board = self._boards.get(collection_id)
             if board is not None and board.due_ns is not None:
-                early_ns = board.last_ns + self.interval_ns(len(board.numbers)) // 2
+                early_ns = board.due_ns - self.interval_ns(len(board.numbers)) // 2
                 if early_ns <= now_ns < board.due_ns:
                     board.due_ns = self._next_due_ns = now_ns
         if self._next_due_ns is None or now_ns < self._next_due_ns:

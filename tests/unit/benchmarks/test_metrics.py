@@ -1,11 +1,13 @@
 """Numbers of reports from made-up records."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.scale import report
+from benchmarks.scale.__main__ import main
 from benchmarks.scale.metrics import Outcome, percentile, summarise
 from benchmarks.scale.options import RunOptions
 from benchmarks.scale.plan import Cut, Host, Plan
@@ -122,3 +124,20 @@ def test_the_table_begins_with_what_it_takes_to_repeat_the_run() -> None:
     assert first.startswith(f"seed 7, commit {result['commit']}, nodes 2, size 64GiB")
     assert json.loads(report.as_json([result], many=False))["seed"] == 7
     assert len(json.loads(report.as_json([result, result], many=True))) == 2
+
+
+def test_stored_runs_become_a_table_for_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = summarise(RunOptions(nodes=2, seed=7), plan(*equal(2)), outcome([10.0, 10.0]))
+    result["commit"] = "c"
+    one, many = tmp_path / "one.json", tmp_path / "many.json"
+    one.write_text(report.as_json([result], many=False))
+    many.write_text(report.as_json([result, result], many=True))
+    assert main(["results", str(one), str(many)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[2].startswith("| equal, 2 nodes, 64GiB, seed 7 | ours | 10.00 |")
+    one.write_text("")
+    assert main(["results", str(one)]) == 2
+    assert "--json" in capsys.readouterr().err
