@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from scheduler.core.effects import AnyEffect, SendToHost
-from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
+from shoal.wire.control import Address, HostInfo, Member, Parent, SchedulerMessage, TaskDescriptor
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
 from shoal.wire.limits import MIB, SchedulerLimits
@@ -32,6 +32,14 @@ class Host:
     blamed: int = 0
     lease_window_bytes: int = LEASE_WINDOW_START_BYTES
     """Bytes leased to it and not yet read at most, of one collection."""
+    as_parent: Parent = field(init=False)
+    """What others are told of it: one object, so that it is serialised once."""
+
+    def __post_init__(self) -> None:
+        """Makes what follows from the rest."""
+        self.as_parent = Parent(
+            host_id=self.info.host_id, addresses=self.info.addresses, zone=self.info.zone
+        )
 
     @property
     def host_id(self) -> HostId:

@@ -138,8 +138,8 @@ def units_of_starts(starts: int, unit_pieces: int) -> int:
     """Units by number, from units by their first piece."""
     if unit_pieces == 1:
         return starts
-    # Every unit_pieces-th binary digit from the last one on: what a loop does for each unit, slicing
-    # does for all at once.
+    # Every unit_pieces-th binary digit from the last one on: what a loop does for each unit,
+    # slicing does for all at once.
     digits = format(starts, "b")[::-unit_pieces]
     return int(digits[::-1], 2)
 

@@ -139,8 +139,13 @@ class SchedulerLimits:
     mesh_hosts_max: int = 16
     """Swarms up to this size connect everybody to everybody; beyond, each host is told its parents
     and a map of who holds what."""
+    map_hosts_usual: int = 256
+    """Hosts of one swarm that the others are told of; the rest are fed, and feed, all the same.
+    What half of a swarm holds, half of so many hold."""
+    map_zone_hosts: int = 4
+    """So many of each zone are told of beyond that: pulls stay in the zone."""
     map_hosts_max: int = 2048
-    """Hosts of one swarm that the others are told of; the rest are fed, and feed, all the same."""
+    """And with all zones, and those who alone hold something, at most so many."""
     lease_ttl_ns: int = 30 * SECOND_NS
     """A lease without progress for so long is given to another host."""
     lease_window_runs_min: int = 2
