@@ -31,7 +31,7 @@ TASK_ID: Final[TaskId] = task_of_digest(DIGEST, None)
 COLLECTION_ID: Final = collection_of((SOURCE_ID,))
 GEOMETRY: Final[Geometry] = choose_geometry(SIZE_BYTES)
 
-WELCOME, DESCRIBED, STAT_WANTED, LEASES = 1, 2, 3, 5
+WELCOME, DESCRIBED, STAT_WANTED, LEASES, REPORT_INTERVAL = 1, 2, 3, 5, 15
 """Kinds of scheduler messages, by their field numbers in `SchedulerMessage`."""
 
 TRACKS: Final = 16

@@ -28,6 +28,10 @@ PLACED_AT_ONCE = 8
 """Newcomers between two messages who are told parents before the trees have a place for them. More
 of them are a crowd, and what they were told would not hold until they had done it."""
 
+REPORTS_JUDGED = 4
+"""Of so many reports of each host its progress is judged: of fewer, one that comes a moment later
+would make a host slow."""
+
 LONE_NS = 1 * SECOND_NS
 """A unit that for so long only hosts hold that nobody was told of is not on its way to others."""
 
@@ -370,7 +374,10 @@ class Boards:
         return min(quiet_ns, board.planned_ns + self.interval_ns(self._audience(board)))
 
     def _publish(self, collection: Collection, board: Board) -> None:
-        board.flow.judge(board.overlay, self._state.now_ns, collection.members)
+        if self._state.now_ns - board.flow.since_ns >= REPORTS_JUDGED * (
+            self._state.report_interval_ns()
+        ):
+            board.flow.judge(board.overlay, self._state.now_ns, collection.members)
         if board.overlay.dirty:
             roots = board.overlay.roots
             self._value_all(board)

@@ -32,6 +32,8 @@ class Host:
     blamed: int = 0
     lease_window_bytes: int = LEASE_WINDOW_START_BYTES
     """Bytes leased to it and not yet read at most, of one collection."""
+    report_interval_ns: int = 0
+    """What it was told last."""
     as_parent: Parent = field(init=False)
     """What others are told of it: one object, so that it is serialised once."""
 
@@ -216,6 +218,16 @@ class SchedulerState:
         """A number never used before, also not by a scheduler before this one."""
         self._lease_number += 1
         return LeaseNumber(self._lease_number)
+
+    def report_interval_ns(self) -> int:
+        """How often each host is to report, by how many there are."""
+        return max(
+            self.limits.report_interval_min_ns,
+            min(
+                self.limits.report_interval_max_ns,
+                len(self.hosts) * self.limits.report_interval_per_host_ns,
+            ),
+        )
 
     def send(self, host_id: HostId, *messages: SchedulerMessage) -> None:
         """Queues messages for a host; they leave together at the end of the event. Dropped for a

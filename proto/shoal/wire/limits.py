@@ -164,7 +164,9 @@ class SchedulerLimits:
     epochs_max: int = 3
     digests_per_message_max: int = 4096
     report_interval_min_ns: int = 50 * MILLISECOND_NS
-    report_interval_max_ns: int = 500 * MILLISECOND_NS
+    report_interval_max_ns: int = 2 * SECOND_NS
+    report_interval_per_host_ns: int = 1 * MILLISECOND_NS
+    """Reports per second over all hosts stay near a thousand, between these two."""
     map_interval_ns: int = 250 * MILLISECOND_NS
     """Maps, parents and digests are pushed to each host of a swarm at least so often while they
     change."""
