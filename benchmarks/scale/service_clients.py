@@ -21,7 +21,7 @@ import uvloop
 from benchmarks.scale import service_words as words
 from peer.shell.control import METHOD, OPTIONS
 from shoal.runtime.control_codec import decode_scheduler_batch, parse_scheduler_batch
-from shoal.wire.control import Lease, Leases, Welcome
+from shoal.wire.control import Lease, Leases, ReportInterval, Welcome
 
 OPENING_AT_ONCE: Final = 50
 
@@ -80,7 +80,7 @@ class Host:
                 self._crowd.one_described()
             elif kind == words.STAT_WANTED:
                 await self.say(words.stat_batch())
-            elif kind in (words.WELCOME, words.LEASES):
+            elif kind in (words.WELCOME, words.LEASES, words.REPORT_INTERVAL):
                 decode = True
         if decode:
             self._decode(data)
@@ -90,6 +90,8 @@ class Host:
             if isinstance(message, Welcome):
                 self.interval_ms = message.report_interval_ms
                 self.welcomed.set()
+            elif isinstance(message, ReportInterval):
+                self.interval_ms = message.report_interval_ms
             elif isinstance(message, Leases):
                 for number in message.revoked:
                     self.leases = [each for each in self.leases if each[0].number != number]

@@ -22,7 +22,7 @@ from shoal.wire.ids import (
     source_of_digest,
     task_of_digest,
 )
-from shoal.wire.limits import GIB
+from shoal.wire.limits import GIB, UNIT_BYTES_MAX
 
 SIZE_BYTES: Final = 64 * GIB
 DIGEST: Final = "sha256:" + "5a" * 32
@@ -31,12 +31,14 @@ TASK_ID: Final[TaskId] = task_of_digest(DIGEST, None)
 COLLECTION_ID: Final = collection_of((SOURCE_ID,))
 GEOMETRY: Final[Geometry] = choose_geometry(SIZE_BYTES)
 
-WELCOME, DESCRIBED, STAT_WANTED, LEASES = 1, 2, 3, 5
+WELCOME, DESCRIBED, STAT_WANTED, LEASES, REPORT_INTERVAL = 1, 2, 3, 5, 15
 """Kinds of scheduler messages, by their field numbers in `SchedulerMessage`."""
 
 TRACKS: Final = 16
 """Orders of pieces in which hosts make progress; hosts share them, so that reports can be shared
 as well."""
+UNIT_PIECES: Final = UNIT_BYTES_MAX // GEOMETRY.piece_length_bytes
+"""Of the units that a content of this size is dealt out in."""
 SLICE_MS: Final = 125
 """Progress is cut into parts of this time."""
 GOODPUT_PARENTS: Final = 4
@@ -122,8 +124,14 @@ class Track:
 
     def __init__(self, seed: int, task_s: float) -> None:
         dice = random.Random(seed)
-        self._order = list(range(GEOMETRY.piece_count))
-        dice.shuffle(self._order)
+        # Unit by unit, as contents flow: maps tell of whole units only.
+        units = list(range(0, GEOMETRY.piece_count, UNIT_PIECES))
+        dice.shuffle(units)
+        self._order = [
+            piece
+            for unit in units
+            for piece in range(unit, min(unit + UNIT_PIECES, GEOMETRY.piece_count))
+        ]
         self._pieces_per_slice = len(self._order) * SLICE_MS / 1000 / task_s
         self._parents = [host_id(dice.randrange(64)) for _ in range(GOODPUT_PARENTS)]
         self._cache: dict[tuple[int, int], bytes] = {}

@@ -167,6 +167,7 @@ class PeerEngine:
     def _scheduler_handlers(self) -> dict[type[Any], Callable[[Any], None]]:
         return {
             msg.Welcome: self._welcome,
+            msg.ReportInterval: self._report_interval,
             msg.Described: self._wishes.described,
             msg.StatWanted: lambda m: self._wishes.stat_wanted(m.source_id),
             msg.Parents: self._parents_named,
@@ -358,6 +359,9 @@ class PeerEngine:
         self.state.session.ready = True
         self.state.session.scheduler_id = message.scheduler_id
         self._keeper.take_back_unconfirmed()
+        self._report_interval(message)
+
+    def _report_interval(self, message: msg.Welcome | msg.ReportInterval) -> None:
         self.state.report_interval_ns = max(
             10 * MILLISECOND_NS, message.report_interval_ms * MILLISECOND_NS
         )

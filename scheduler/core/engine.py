@@ -252,7 +252,9 @@ class SchedulerEngine:
         if reader is not None:
             reader.excluded = False
             reader.failures = 0
-        self._leases.changed(task)
+        if reader is not None or len(task.wanted) <= self.state.limits.mesh_hosts_max:
+            self._leases.changed(task)
+        # In a large swarm it is one more who may read: looked at for all newcomers together.
 
     def _roots_changed(self, collection: Collection) -> None:
         for _, task in self.state.tasks_of(collection):

@@ -26,8 +26,9 @@ was restarted must first hear from the other hosts what they hold."""
 AWAY_NS = 300 * MILLISECOND_NS
 """A host whose stream broke for longer feeds nobody until it is back."""
 
-REPORT_INTERVAL_PER_HOST_NS = 1 * MILLISECOND_NS
-"""Reports per second over all hosts stay near a thousand, however many they are."""
+INTERVAL_CHANGE = 1.5
+"""A host is told another interval between its reports when it is so many times the one that it
+knows, or a part of it."""
 
 
 class OnLeave(Protocol):
@@ -61,6 +62,7 @@ class Membership:
         self._on_leave = on_leave
         self._on_idle = on_idle
         self._next_host_check_ns: int | None = None
+        self._interval: msg.ReportInterval | None = None
         self._proven_names: dict[int, str] = {}
         """Of sessions whose host showed a certificate."""
 
@@ -106,6 +108,8 @@ class Membership:
                 return
             else:
                 self._on_message(host_id, message)
+                if isinstance(message, msg.Report):
+                    self._pace(self._state.hosts[host_id])
 
     def _hello(self, session: int, hello: msg.Hello) -> bool:
         state = self._state
@@ -135,13 +139,7 @@ class Membership:
             # Nothing that it still says counts, and the host may be gone before its stream is.
             del state.sessions[known.session]
         self._register(session, hello, known)
-        interval_ns = max(
-            state.limits.report_interval_min_ns,
-            min(
-                state.limits.report_interval_max_ns,
-                len(state.hosts) * REPORT_INTERVAL_PER_HOST_NS,
-            ),
-        )
+        interval_ns = state.hosts[host_id].report_interval_ns = state.report_interval_ns()
         state.send(
             host_id,
             msg.Welcome(
@@ -151,6 +149,20 @@ class Membership:
             ),
         )
         return True
+
+    def _pace(self, host: Host) -> None:
+        """Those who report too often for what the swarm has become, or too rarely, are told so one
+        by one, as they report: whoever says nothing need not know."""
+        interval_ns = self._state.report_interval_ns()
+        told_ns = host.report_interval_ns
+        if told_ns / INTERVAL_CHANGE < interval_ns < told_ns * INTERVAL_CHANGE:
+            return
+        host.report_interval_ns = interval_ns
+        message = self._interval
+        if message is None or message.report_interval_ms != interval_ns // MILLISECOND_NS:
+            message = msg.ReportInterval(report_interval_ms=interval_ns // MILLISECOND_NS)
+            self._interval = message
+        self._state.send(host.host_id, message)
 
     def _register(self, session: int, hello: msg.Hello, known: Host | None) -> None:
         state = self._state
@@ -167,7 +179,8 @@ class Membership:
         state.sessions[session] = host_id
         for holding in hello.holdings:
             self._adopt_holding(host_id, holding)
-        self._swarms.host_back(host_id)
+        if known is not None or hello.holdings:
+            self._swarms.host_back(host_id)
         for held in hello.leases:
             self._leases.adopt(host_id, held)
         if known is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from scheduler.core.effects import AnyEffect, SendToHost
-from shoal.wire.control import Address, HostInfo, Member, SchedulerMessage, TaskDescriptor
+from shoal.wire.control import Address, HostInfo, Member, Parent, SchedulerMessage, TaskDescriptor
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
 from shoal.wire.limits import MIB, SchedulerLimits
@@ -35,6 +35,16 @@ class Host:
     lease_took_ns: int = 0
     """How long it read on the last lease that it used up."""
     lease_ended_ns: int = 0
+    report_interval_ns: int = 0
+    """What it was told last."""
+    as_parent: Parent = field(init=False)
+    """What others are told of it: one object, so that it is serialised once."""
+
+    def __post_init__(self) -> None:
+        """Makes what follows from the rest."""
+        self.as_parent = Parent(
+            host_id=self.info.host_id, addresses=self.info.addresses, zone=self.info.zone
+        )
 
     @property
     def host_id(self) -> HostId:
@@ -213,6 +223,16 @@ class SchedulerState:
         """A number never used before, also not by a scheduler before this one."""
         self._lease_number += 1
         return LeaseNumber(self._lease_number)
+
+    def report_interval_ns(self) -> int:
+        """How often each host is to report, by how many there are."""
+        return max(
+            self.limits.report_interval_min_ns,
+            min(
+                self.limits.report_interval_max_ns,
+                len(self.hosts) * self.limits.report_interval_per_host_ns,
+            ),
+        )
 
     def send(self, host_id: HostId, *messages: SchedulerMessage) -> None:
         """Queues messages for a host; they leave together at the end of the event. Dropped for a

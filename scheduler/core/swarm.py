@@ -8,7 +8,7 @@ ones each host is connected to its parents (`scheduler.core.overlay`), and finds
 from collections.abc import Callable
 
 from scheduler.core.board import Board, Boards
-from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
+from scheduler.core.state import Collection, SchedulerState, Task, Waiting
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId, TaskId
 from shoal.wire.limits import SECOND_NS
@@ -212,7 +212,7 @@ class Swarms:
             host_id,
             msg.Parents(
                 collection_id=collection.collection_id,
-                added=tuple(self._as_parent(self._state.hosts[other]) for other in fresh),
+                added=tuple(self._state.hosts[other].as_parent for other in fresh),
             ),
         )
 
@@ -225,10 +225,6 @@ class Swarms:
             task = self._state.tasks.get(source.task_id)
             if task is not None and (holder in task.holders or holder in task.wanted):
                 self._tell_token(task, holder)
-
-    @staticmethod
-    def _as_parent(host: Host) -> msg.Parent:
-        return msg.Parent(host_id=host.host_id, addresses=host.addresses, zone=host.info.zone)
 
     def leave(self, collection: Collection, host_id: HostId) -> None:
         """A host wants a collection no longer; as a holder it stays known to the others."""

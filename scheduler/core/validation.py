@@ -52,18 +52,27 @@ def _validate_task(state: SchedulerState, task: Task) -> None:
 
 
 def _validate_board(state: SchedulerState, collection: Collection, board: Board) -> None:
-    assert len(board.numbers) <= state.limits.map_hosts_max, "S5: too many hosts are numbered"
-    assert board.published <= len(board.directory)
-    for host_id, number in board.numbers.items():
-        assert board.directory[number].host_id == host_id, "a number of another host"
+    listing = board.listing
+    assert len(listing.numbers) <= state.limits.map_hosts_max, "S5: too many hosts are numbered"
+    assert len(listing.numbers) == len(listing.hosts), "a number of nobody"
+    for host_id, number in listing.numbers.items():
+        assert listing.hosts[number].host_id == host_id, "a number of another host"
+        assert host_id in state.hosts, "a host that is gone is listed"
     counts: dict[int, Counts] = {}
-    for host_id, by_task in board.told.items():
-        assert host_id in board.numbers, "the swarm was told of a host without a number"
-        for number, starts in by_task.items():
-            counts.setdefault(number, Counts()).add(starts)
-    for number, told in board.counts.items():
-        assert told == counts.pop(number, Counts()), "counts and what was told differ"
-    assert not counts, "what was told is not counted"
+    told_counts: dict[int, Counts] = {}
+    for told, books in ((board.told, (counts, told_counts)), (board.untold, (counts,))):
+        for host_id, by_task in told.items():
+            listed = host_id in listing.numbers
+            assert listed == (told is board.told), "the swarm knows of a host without a number"
+            for number, starts in by_task.items():
+                for book in books:
+                    book.setdefault(number, Counts()).add(starts)
+    for book, kept in ((counts, board.counts), (told_counts, board.told_counts)):
+        for number, told_of_task in kept.items():
+            assert told_of_task == book.pop(number, Counts()), "counts and what is held differ"
+        assert not book, "what is held is not counted"
+    for host_id in board.to_tell:
+        assert host_id in board.told, "nothing is known that could be told"
     for host_id in board.fresh:
         assert host_id in collection.members, "a map for a host that is no member"
         assert host_id in board.overlay, "a map for a host that takes no part"

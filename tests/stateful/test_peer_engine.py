@@ -261,6 +261,7 @@ class PeerMachine(PlanRules):
         self.feed(ev.SchedulerUp, session=self.session)
         self.tell(
             msg.Welcome(scheduler_id="s", version=1, report_interval_ms=50),
+            msg.ReportInterval(report_interval_ms=1000),
             msg.SwarmToken(task_id=TASK, token=TOKEN, ttl_ms=3_600_000),
         )
 

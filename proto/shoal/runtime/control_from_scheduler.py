@@ -17,6 +17,7 @@ from shoal.wire.control import (
     Leases,
     Parents,
     Redirected,
+    ReportInterval,
     SchedulerMessage,
     SourceFailed,
     StatWanted,
@@ -37,11 +38,8 @@ TOKEN_BYTES_MAX: Final = 256
 def encode_scheduler_message(message: SchedulerMessage) -> pb.SchedulerMessage:
     """One message as protobuf."""
     match message:
-        case Welcome(scheduler_id=scheduler_id, version=version, report_interval_ms=interval):
-            welcome = pb.Welcome(
-                scheduler_id=scheduler_id, version=version, report_interval_ms=interval
-            )
-            return pb.SchedulerMessage(welcome=welcome)
+        case Welcome() | ReportInterval():
+            return _session(message)
         case Described():
             return pb.SchedulerMessage(described=_described(message))
         case StatWanted(source_id=source_id):
@@ -77,6 +75,16 @@ def decode_scheduler_message(message: pb.SchedulerMessage) -> SchedulerMessage |
 
 
 # ---------------------------------------------------------------- values to protobuf
+
+
+def _session(message: Welcome | ReportInterval) -> pb.SchedulerMessage:
+    interval = message.report_interval_ms
+    if isinstance(message, ReportInterval):
+        return pb.SchedulerMessage(report_interval=pb.ReportInterval(report_interval_ms=interval))
+    welcome = pb.Welcome(
+        scheduler_id=message.scheduler_id, version=message.version, report_interval_ms=interval
+    )
+    return pb.SchedulerMessage(welcome=welcome)
 
 
 def _described(message: Described) -> pb.Described:
@@ -143,6 +151,12 @@ def _read_welcome(message: pb.Welcome) -> Welcome:
         version=message.version,
         report_interval_ms=fields.milliseconds(message.report_interval_ms),
     )
+
+
+def _read_report_interval(message: pb.ReportInterval) -> ReportInterval:
+    if message.report_interval_ms < 1:
+        raise ProtocolError("no interval between reports")
+    return ReportInterval(report_interval_ms=fields.milliseconds(message.report_interval_ms))
 
 
 def _read_described(message: pb.Described) -> Described:
@@ -240,6 +254,7 @@ def _read_redirected(message: pb.Redirected) -> Redirected:
 
 _READERS: Final[dict[str, Callable[[Any], SchedulerMessage]]] = {
     "welcome": _read_welcome,
+    "report_interval": _read_report_interval,
     "described": _read_described,
     "stat_wanted": lambda message: StatWanted(source_id=fields.source_id(message.source_id)),
     "parents": _read_parents,

@@ -791,6 +791,7 @@ class SchedulerMessage(_message.Message):
     SWARM_TOKEN_FIELD_NUMBER: _builtins.int
     ASSIGNED_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
+    REPORT_INTERVAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -819,6 +820,8 @@ class SchedulerMessage(_message.Message):
     def assigned(self) -> Global___Assigned: ...
     @_builtins.property
     def directory(self) -> Global___Directory: ...
+    @_builtins.property
+    def report_interval(self) -> Global___ReportInterval: ...
     def __init__(
         self,
         *,
@@ -836,12 +839,13 @@ class SchedulerMessage(_message.Message):
         swarm_token: Global___SwarmToken | None = ...,
         assigned: Global___Assigned | None = ...,
         directory: Global___Directory | None = ...,
+        report_interval: Global___ReportInterval | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token", "assigned", "directory"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token", "assigned", "directory", "report_interval"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -871,6 +875,25 @@ class Welcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class ReportInterval(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    report_interval_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        report_interval_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report_interval_ms", b"report_interval_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportInterval: _TypeAlias = ReportInterval  # noqa: Y015
 
 @_typing.final
 class Described(_message.Message):

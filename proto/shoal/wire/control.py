@@ -269,6 +269,13 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportInterval:
+    """The swarm is of another size now than when the host was welcomed: report so often."""
+
+    report_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
     """A source is resolved to a task, or a task changed (size sealed, epoch raised)."""
 
@@ -436,6 +443,7 @@ class Redirected:
 
 SchedulerMessage = (
     Welcome
+    | ReportInterval
     | Described
     | StatWanted
     | Parents

@@ -139,8 +139,13 @@ class SchedulerLimits:
     mesh_hosts_max: int = 16
     """Swarms up to this size connect everybody to everybody; beyond, each host is told its parents
     and a map of who holds what."""
+    map_hosts_usual: int = 256
+    """Hosts of one swarm that the others are told of; the rest are fed, and feed, all the same.
+    What half of a swarm holds, half of so many hold."""
+    map_zone_hosts: int = 4
+    """So many of each zone are told of beyond that: pulls stay in the zone."""
     map_hosts_max: int = 2048
-    """Hosts of one swarm that the others are told of; the rest are fed, and feed, all the same."""
+    """And with all zones, and those who alone hold something, at most so many."""
     lease_ttl_ns: int = 30 * SECOND_NS
     """A lease without progress for so long is given to another host."""
     lease_window_runs_min: int = 2
@@ -159,7 +164,9 @@ class SchedulerLimits:
     epochs_max: int = 3
     digests_per_message_max: int = 4096
     report_interval_min_ns: int = 50 * MILLISECOND_NS
-    report_interval_max_ns: int = 500 * MILLISECOND_NS
+    report_interval_max_ns: int = 2 * SECOND_NS
+    report_interval_per_host_ns: int = 1 * MILLISECOND_NS
+    """Reports per second over all hosts stay near a thousand, between these two."""
     map_interval_ns: int = 250 * MILLISECOND_NS
     """Maps, parents and digests are pushed to each host of a swarm at least so often while they
     change."""

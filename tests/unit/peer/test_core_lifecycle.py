@@ -11,6 +11,7 @@ from peer.core.state import TaskPhase
 from shoal.wire.control import Demand
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, LeaseNumber, RequestId, TaskId
+from shoal.wire.limits import MILLISECOND_NS
 from tests.unit.peer.core_rig import (
     COLLECTION,
     DIGEST,
@@ -469,3 +470,11 @@ def test_a_content_that_was_whole_but_unchecked_at_the_end_is_checked_at_the_sta
     assert rig.one(fx.HashPrefix).final
     rig.hash()
     assert rig.one(fx.SealTask).task_id == TASK
+
+
+def test_the_scheduler_may_change_how_often_to_report() -> None:
+    rig = Rig()
+    rig.up()
+    assert rig.engine.state.report_interval_ns == 50 * MILLISECOND_NS
+    rig.tell(msg.ReportInterval(report_interval_ms=1500))
+    assert rig.engine.state.report_interval_ns == 1500 * MILLISECOND_NS

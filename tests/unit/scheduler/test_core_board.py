@@ -291,6 +291,20 @@ def test_hosts_beyond_the_directory_are_fed_and_not_told_of() -> None:
     rig.wait(11)
 
 
+def test_progress_is_judged_of_several_reports_of_each_host() -> None:
+    limits = SchedulerLimits(report_interval_min_ns=SECOND_NS, report_interval_max_ns=SECOND_NS)
+    for chosen, apart_s in ((limits, 4), (None, 1)):
+        rig = swarm(8, chosen)
+        judged: dict[int, None] = {}
+        for step in range(100):
+            rig.hold("h1", 1 << step)
+            rig.wait(0.1)
+            judged[board(rig).flow.since_ns] = None
+        gaps = [later - earlier for earlier, later in itertools.pairwise(judged)]
+        assert min(gaps) >= apart_s * SECOND_NS, (apart_s, gaps)
+        assert max(gaps) <= (apart_s + 1) * SECOND_NS, (apart_s, gaps)
+
+
 # ---------------------------------------------------------------- units
 
 

@@ -6,7 +6,7 @@ from scheduler.core import events as ev
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import SchedulerLimits
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     Rig,
@@ -34,6 +34,36 @@ def test_a_host_is_welcomed_with_a_bounded_report_interval() -> None:
     (welcome,) = rig.got("a", msg.Welcome)
     assert (welcome.scheduler_id, welcome.version) == ("scheduler", 1)
     assert welcome.report_interval_ms == 50
+
+
+def test_hosts_are_told_another_report_interval_as_they_report_in_a_swarm_that_grew() -> None:
+    rig = Rig(SchedulerLimits(report_interval_per_host_ns=20 * MILLISECOND_NS))
+    rig.start("a")
+    rig.send("a", msg.Report())
+    assert not rig.got("a", msg.ReportInterval), "nothing changed"
+    for number in range(9):
+        rig.connect(f"b{number}")
+    rig.wait(1)
+    assert not rig.got("a", msg.ReportInterval), "it does not report: it need not know"
+    rig.send("a", msg.Report())
+    (told,) = rig.got("a", msg.ReportInterval)
+    assert told.report_interval_ms == 200
+    rig.send("a", msg.Report())
+    assert not rig.got("a", msg.ReportInterval), "told once"
+    for number in range(8):
+        rig.disconnect(f"b{number}")
+    rig.wait(12)
+    rig.send("a", msg.Report())
+    (told,) = rig.got("a", msg.ReportInterval)
+    assert told.report_interval_ms == 50
+
+
+def test_the_report_interval_goes_on_growing_in_swarms_of_more_than_a_thousand() -> None:
+    rig = Rig(SchedulerLimits(report_interval_per_host_ns=SECOND_NS // 4))
+    for number in range(6):
+        rig.connect(f"h{number}")
+    (welcome,) = rig.got("h5", msg.Welcome)
+    assert welcome.report_interval_ms == 1500
 
 
 def test_the_first_message_must_be_hello_and_only_the_first() -> None:

@@ -207,6 +207,7 @@ HOST_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
 }
 SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
+    msg.ReportInterval: st.builds(msg.ReportInterval, report_interval_ms=st.integers(1, 60_000)),
     msg.Welcome: st.builds(
         msg.Welcome,
         scheduler_id=names,

@@ -167,6 +167,7 @@ ILLEGAL_FROM_HOST = {
 }
 ILLEGAL_FROM_SCHEDULER = {
     "version 0": pb.SchedulerMessage(welcome=pb.Welcome(report_interval_ms=1)),
+    "no interval": pb.SchedulerMessage(report_interval=pb.ReportInterval()),
     "no report interval": pb.SchedulerMessage(welcome=pb.Welcome(version=1)),
     "lease of no pieces": pb.SchedulerMessage(
         leases=pb.Leases(granted=[pb.Lease(task_id=ID, epoch=1, piece_count=0)])
