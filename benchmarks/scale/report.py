@@ -1,4 +1,4 @@
-"""How runs are shown: a table for people, JSON for programs, and a page's table from stored JSON."""
+"""How runs are shown: a table for people, JSON for programs, a page's table from stored JSON."""
 
 import json
 import subprocess
