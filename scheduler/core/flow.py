@@ -9,7 +9,7 @@ beforehand, and both are looked at again after a while.
 
 from dataclasses import dataclass, field
 
-from scheduler.core.overlay import STRIPES, Overlay
+from scheduler.core.overlay import STRIPES, Overlay, Place
 from shoal.wire.ids import HostId
 from shoal.wire.limits import SECOND_NS
 
@@ -78,14 +78,16 @@ class Flow:
         median = totals[len(totals) // 2]
         for host_id, gains in gained.items():
             place = overlay.place(host_id)
-            if place.slots and sum(gains) < SLOW_SHARE * median:
+            if place.slots and sum(gains) < SLOW_SHARE * median * _fair_share(place):
                 self.lower(overlay, host_id, 0, now_ns)
             elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
                 del self.slowed[host_id]
                 overlay.value(host_id, STRIPES)
         # A host that takes in little of everything says nothing about those who feed it.
         fit = {
-            host_id: gains for host_id, gains in gained.items() if sum(gains) >= SLOW_SHARE * median
+            host_id: gains
+            for host_id, gains in gained.items()
+            if sum(gains) >= SLOW_SHARE * median * _fair_share(overlay.place(host_id))
         }
         self._judge_parents(overlay, fit, median / STRIPES, now_ns)
 
@@ -118,7 +120,16 @@ class Flow:
                 ahead = self.counts[parent][stripe]
                 if any(ahead - self.counts[child][stripe] < BEHIND_UNITS for child in fed):
                     continue
-                brought = sum(gained[child][stripe] for child in fed) / usual
+                brought = sum(
+                    gained[child][stripe] / (usual * _fair_share(overlay.place(child)))
+                    for child in fed
+                )
                 place = overlay.place(parent)
                 if brought < SLOW_SHARE * len(fed) and int(brought) < place.slots:
                     self.lower(overlay, parent, int(brought), now_ns)
+
+
+def _fair_share(place: Place) -> float:
+    """What a host may be expected to take in, as a part of what others do: one whose links are
+    slower by what it told does what it can."""
+    return min(1.0, place.rank / STRIPES) if place.rank else 1.0

@@ -88,17 +88,17 @@ class Overlay:
 
     def value(self, host_id: HostId, slots: int) -> None:
         """What a member's upload is worth was found to be otherwise. One that feeds nobody any
-        more changes places with the last member that does, so that few others move."""
+        more changes places with the last of its rank that does, so that few others move."""
         place = self.place(host_id)
         if place.slots == slots:
             return
         place.slots = min(slots, SLOTS_PER_HOST_MAX)
         self.dirty = True
         if slots == 0:
-            place.rank = 0
+            rank, place.rank = place.rank, 0
             index = last = self._index[host_id]
             for number in range(len(self.places) - 1, index, -1):
-                if self.places[number].slots:
+                if self.places[number].slots and self.places[number].rank == rank:
                     last = number
                     break
             self.places[index], self.places[last] = self.places[last], place

@@ -183,3 +183,25 @@ def test_another_number_of_stripes_begins_anew() -> None:
     flow.took_in(HostId("b"), [5])
     flow.took_in(HostId("a"), [1, 2, 3, 4])
     assert flow.counts == {"a": [1, 2, 3, 4]}
+
+
+def test_a_host_that_told_slower_links_is_measured_by_them() -> None:
+    swarm = Swarm()
+    weak = swarm.names[5]
+    place = swarm.overlay.place(weak)
+    place.slots = place.rank = STRIPES // 2
+    swarm.window({weak: [FULL // 2 - 1] * STRIPES}, 3)
+    assert swarm.slots(weak) == STRIPES // 2
+    swarm.window({weak: [FULL // 8] * STRIPES}, 2)
+    assert swarm.slots(weak) == 0
+
+
+def test_a_child_with_slower_links_does_not_make_its_parent_look_slow() -> None:
+    swarm = Swarm()
+    parent, stripe, fed = swarm.parent()
+    for child in fed:
+        swarm.overlay.place(child).rank = STRIPES // 2
+    # They are further behind their parent in each window.
+    swarm.window(dict.fromkeys(fed, [FULL // 2 - 1] * STRIPES), 5)
+    assert swarm.overlay.parents[stripe][fed[0]] == parent
+    assert swarm.slots(parent) == STRIPES

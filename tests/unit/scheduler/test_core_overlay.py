@@ -295,3 +295,21 @@ def test_a_second_host_that_feeds_nobody_any_more_moves_few_others_as_well() -> 
         for child, parent in old.items()
     )
     assert moved < 100, "of more than 250"
+
+
+def test_a_weak_member_gives_its_place_to_none_that_is_stronger() -> None:
+    overlay = Overlay()
+    for number in range(64):
+        slots = (2, 4, 8, 16)[number % 4]
+        overlay.add(Place(HostId(f"h{number:02}"), "", slots=slots, rank=slots))
+    overlay.build()
+    roots, before = overlay.roots, [dict(tree) for tree in overlay.parents]
+    overlay.value(HostId("h00"), 0)
+    overlay.build()
+    assert overlay.roots == roots
+    moved = sum(
+        tree.get(child) != parent
+        for tree, old in zip(overlay.parents, before, strict=True)
+        for child, parent in old.items()
+    )
+    assert moved < 50, "of more than 250"
