@@ -1,28 +1,21 @@
 """What every host of a swarm is told of the others: its parents, where the others are, who holds
-what. Decides what is published and when: in batches, one message object for all hosts, and more
-rarely the more they are, so that a large swarm costs a scheduler no more messages than a small one.
+what. Decides who is on the board, and what goes to whom and when: in batches, one message object
+for all hosts, and more rarely the more they are, so that a large swarm costs a scheduler no more
+messages than a small one. Never who feeds whom (`scheduler.core.overlay`) or what a map says
+(`scheduler.core.maps`).
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.core.flow import Flow
 from scheduler.core.listing import Listing
-from scheduler.core.overlay import SLOTS_PER_HOST_MAX, STRIPES, Overlay, Place
+from scheduler.core.maps import Maps
+from scheduler.core.overlay import STRIPES, Overlay, Place
 from scheduler.core.state import Collection, Host, SchedulerState, Task
-from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import (
-    MAP_UNITS_TARGET,
-    SECOND_NS,
-    UNIT_BYTES_MAX,
-    UNIT_BYTES_MIN,
-)
-
-ENOUGH_SLOTS = 0.97
-"""A few hosts may have a child too many rather than all the weak ones feed others."""
+from shoal.wire.limits import SECOND_NS
 
 PLACED_AT_ONCE = 8
 """Newcomers between two messages who are told parents before the trees have a place for them. More
@@ -41,35 +34,15 @@ class Board:
     """What is published of one collection."""
 
     overlay: Overlay = field(default_factory=Overlay)
-    unit_bytes: int = 0
     listing: Listing = field(default_factory=Listing)
-    told: dict[HostId, dict[int, int]] = field(default_factory=dict)
-    """By host and task: the units that the swarm knows it to hold, by their first piece."""
-    untold: dict[HostId, dict[int, int]] = field(default_factory=dict)
-    """The same of what only this scheduler knows, since the host is not listed."""
-    to_tell: dict[HostId, None] = field(default_factory=dict)
-    """Hosts that are listed now, of whom so much was known before."""
-    counts: dict[int, bitfield.Counts] = field(default_factory=dict)
-    """By task: how many hosts hold each unit, told or not."""
-    told_counts: dict[int, bitfield.Counts] = field(default_factory=dict)
-    spread: dict[int, int] = field(default_factory=dict)
-    """By task: the units that half of the swarm was last told to hold."""
-    lone: dict[int, int] = field(default_factory=dict)
-    """Units that were held at the last look and not by anybody of whom the swarm is told."""
-    lone_ns: int = 0
-    """When that look was."""
-    dirty: dict[tuple[HostId, int], None] = field(default_factory=dict)
-    gone: dict[int, None] = field(default_factory=dict)
-    """Numbers of hosts of which nothing counts any more."""
-    touched: dict[int, None] = field(default_factory=dict)
-    """Tasks of which such a host held something."""
+    flow: Flow = field(default_factory=Flow)
+    maps: Maps = field(init=False)
     fed: dict[HostId, tuple[HostId, ...]] = field(default_factory=dict)
     """The parents that each member was told."""
     fresh: dict[HostId, None] = field(default_factory=dict)
     """Members that were told no map yet."""
     newcomers: bool = False
     """Somebody came since the last message: perhaps one who may read from the origin."""
-    flow: Flow = field(default_factory=Flow)
     joined_ns: int = -(1 << 62)
     """When somebody came last."""
     due_ns: int | None = None
@@ -77,24 +50,9 @@ class Board:
     """Since when something is due."""
     last_ns: int = -(1 << 62)
 
-    def forget(self, host_id: HostId) -> None:
-        """Nothing that the host held counts any more."""
-        for number, starts in self.told.pop(host_id, {}).items():
-            self.counts[number].remove(starts)
-            self.told_counts[number].remove(starts)
-            self.touched[number] = None
-        for number, starts in self.untold.pop(host_id, {}).items():
-            self.counts[number].remove(starts)
-            self.touched[number] = None
-        self.to_tell.pop(host_id, None)
-        self.flow.forget(host_id)
-        if host_id in self.listing.numbers:
-            self.gone[self.listing.numbers[host_id]] = None
-
-    def covered(self, number: int) -> int:
-        """The units of a task, by their first piece, that a host holds of whom the swarm knows."""
-        counts = self.told_counts.get(number)
-        return 0 if counts is None else counts.at_least(1)
+    def __post_init__(self) -> None:
+        """Makes what looks at the rest."""
+        self.maps = Maps(self.listing, self.overlay, self.flow)
 
 
 class Boards:
@@ -151,22 +109,6 @@ class Boards:
                 self._assign(collection, board, host.host_id)
         self._plan(board)
 
-    def _value_all(self, board: Board) -> None:
-        """The children that each member is worth, by the rates that they told."""
-        told = {
-            place.host_id: rate
-            for place in board.overlay.places
-            if (rate := self._state.hosts[place.host_id].info.upload_rate_bytes_s)
-        }
-        if not told:
-            return
-        usual = _full_share(list(told.values()))
-        for place in board.overlay.places:
-            rate = told.get(place.host_id, usual)
-            slots = min(SLOTS_PER_HOST_MAX, STRIPES * rate // usual)
-            if place.host_id not in board.flow.slowed:
-                place.slots = place.rank = slots
-
     def _holders(self, collection: Collection) -> dict[HostId, None]:
         holders: dict[HostId, None] = {}
         for _, task in self._state.tasks_of(collection):
@@ -181,50 +123,25 @@ class Boards:
         host = self._state.hosts[host_id]
         if host_id in board.listing.numbers:
             return False
-        for number, task in self._state.tasks_of(collection):
-            if host_id in task.holders:
-                board.dirty[host_id, number] = None
+        board.maps.look_at(host_id, self._state.tasks_of(collection))
         if not board.listing.has_room(host.info.zone, self._state.limits, needed=needed):
             return False
         board.listing.add(host.as_parent)
         self._let_in(collection, host_id)
-        known = board.untold.pop(host_id, None)
-        if known is not None:
-            board.told[host_id] = known
-            board.to_tell[host_id] = None
-            for number, starts in known.items():
-                board.told_counts.setdefault(number, bitfield.Counts()).add(starts)
+        board.maps.listed(host_id)
         return True
 
     def _unlist(self, board: Board, host_id: HostId) -> None:
         """There is nothing to be had from a host: its place in the directory is another's."""
-        board.forget(host_id)
+        board.maps.forget(host_id)
         board.listing.remove(host_id)
         self._plan(board)
 
     def _measure(self, collection: Collection, board: Board) -> None:
-        """Fixes how long a unit is: enough of them to keep every link busy, few enough to tell."""
-        total_bytes = sum(
-            task.descriptor.geometry.size_bytes or 0 for _, task in self._state.tasks_of(collection)
-        )
-        unit_bytes = UNIT_BYTES_MIN
-        while unit_bytes < UNIT_BYTES_MAX and unit_bytes * MAP_UNITS_TARGET < total_bytes:
-            unit_bytes *= 2
-        if unit_bytes == board.unit_bytes:
+        """Fixes how long a unit is. Where that changes, everybody is told everything again."""
+        if not board.maps.measure(dict(self._state.tasks_of(collection))):
             return
-        board.unit_bytes = unit_bytes
-        board.counts.clear()
-        board.told_counts.clear()
-        board.told.clear()
-        board.untold.clear()
-        board.to_tell.clear()
-        board.spread.clear()
-        board.lone.clear()
         board.fed.clear()
-        board.flow.restart()
-        for number, task in self._state.tasks_of(collection):
-            for host_id in task.holders:
-                board.dirty[host_id, number] = None
         for member in collection.members:
             if member in board.overlay:
                 board.fresh[member] = None
@@ -261,19 +178,17 @@ class Boards:
         """A host has a new stream, perhaps at another address: it is told everything again."""
         for collection_id, board in self._boards.items():
             number = board.listing.numbers.get(host_id)
-            if number is None and host_id not in board.untold and host_id not in board.fed:
+            if number is None and host_id not in board.maps.untold and host_id not in board.fed:
                 continue
             collection = self._state.collections[collection_id]
-            board.forget(host_id)
+            board.maps.forget(host_id)
             if number is not None and (
                 board.listing.hosts[number] != self._state.hosts[host_id].as_parent
             ):
                 board.listing.remove(host_id)
             board.fed.pop(host_id, None)
             self._enlist(collection, board, host_id)
-            for number, task in self._state.tasks_of(collection):
-                if host_id in task.holders:
-                    board.dirty[host_id, number] = None
+            board.maps.look_at(host_id, self._state.tasks_of(collection))
             self._plan(board)
 
     def host_gone(self, host_id: HostId) -> None:
@@ -281,7 +196,7 @@ class Boards:
         for board in self._boards.values():
             if (
                 host_id not in board.listing.numbers
-                and host_id not in board.untold
+                and host_id not in board.maps.untold
                 and host_id not in board.overlay
             ):
                 continue
@@ -314,7 +229,7 @@ class Boards:
             collection = self._state.collections[collection_id]
             if host_id not in board.listing.numbers and host_id in task.holders:
                 self._enlist(collection, board, host_id)
-            board.dirty[host_id, number] = None
+            board.maps.dirty[host_id, number] = None
             if (
                 host_id in board.overlay
                 and host_id not in collection.members
@@ -392,7 +307,13 @@ class Boards:
             board.flow.judge(board.overlay, self._state.now_ns, collection.members)
         if board.overlay.dirty:
             roots = board.overlay.roots
-            self._value_all(board)
+            board.overlay.value_by_rates(
+                {
+                    place.host_id: self._state.hosts[place.host_id].info.upload_rate_bytes_s
+                    for place in board.overlay.places
+                },
+                settled=board.flow.slowed,
+            )
             board.overlay.build()
             for root in board.overlay.roots:
                 # What the swarm has, they have first.
@@ -422,7 +343,7 @@ class Boards:
             host_id,
             msg.Assigned(
                 collection_id=collection.collection_id,
-                unit_bytes=board.unit_bytes,
+                unit_bytes=board.maps.unit_bytes,
                 parents=feeds,
             ),
         )
@@ -430,22 +351,17 @@ class Boards:
     def _look_for_lone_units(self, collection: Collection, board: Board) -> None:
         """Lists hosts without whom the swarm would not find what it has."""
         limits = self._state.limits
-        if not board.untold or not board.listing.has_room("", limits, needed=True):
+        if not board.maps.untold or not board.listing.has_room("", limits, needed=True):
             return
-        if self._state.now_ns - board.lone_ns < LONE_NS:
+        if self._state.now_ns - board.maps.lone_ns < LONE_NS:
             self._plan(board)
             return
-        before, board.lone, board.lone_ns = board.lone, {}, self._state.now_ns
-        for number, counts in board.counts.items():
-            lone = counts.at_least(1) & ~board.covered(number)
-            stuck = lone & before.get(number, 0)
-            for host_id in list(board.untold) if stuck else ():
-                mine = board.untold[host_id].get(number, 0) & stuck
+        for number, stuck in board.maps.look_for_lone_units(self._state.now_ns):
+            for host_id in list(board.maps.untold) if stuck else ():
+                mine = board.maps.untold[host_id].get(number, 0) & stuck
                 if mine and self._enlist(collection, board, host_id, needed=True):
                     stuck &= ~mine
-            if lone:
-                board.lone[number] = lone
-                self._plan(board)
+            self._plan(board)
 
     def _publish_directory(self, collection: Collection, board: Board) -> None:
         for fresh, pages in (
@@ -460,133 +376,12 @@ class Boards:
 
     def _publish_map(self, collection: Collection, board: Board) -> None:
         tasks = dict(self._state.tasks_of(collection))
-        gone = tuple(board.gone)
-        board.gone.clear()
-        touched, board.touched = board.touched, {}
-        changes: list[msg.HostRuns] = []
-        for host_id in board.to_tell:
-            changes += self._all_of(board, tasks, host_id)
-            touched.update(dict.fromkeys(board.told[host_id]))
-        board.to_tell.clear()
-        for host_id, number in board.dirty:
-            task = tasks.get(number)
-            if task is None or task.descriptor.geometry.size_bytes is None:
-                continue
-            touched[number] = None
-            change = self._change(board, task, host_id, number)
-            if change is not None:
-                changes.append(change)
-        board.dirty.clear()
-        spread_more = self._note_spread(board, touched)
-        if changes or gone or spread_more:
-            news = self._map(collection, board, tasks, touched, gone, changes)
+        news = board.maps.news(collection.collection_id, tasks)
+        if news is not None:
             self._broadcast(collection, board, news, fresh=False)
         if board.fresh:
-            everything = [
-                runs for host_id in board.told for runs in self._all_of(board, tasks, host_id)
-            ]
-            all_tasks = dict.fromkeys(board.counts)
-            whole = self._map(collection, board, tasks, all_tasks, None, everything)
-            self._broadcast(collection, board, whole, fresh=True)
-
-    def _all_of(
-        self, board: Board, tasks: dict[int, Task], host_id: HostId
-    ) -> Iterator[msg.HostRuns]:
-        """Everything that the swarm knows a host to hold."""
-        for number, starts in board.told[host_id].items():
-            if number in tasks:
-                yield msg.HostRuns(
-                    board.listing.numbers[host_id],
-                    number,
-                    bitfield.units_of_starts(starts, self._unit_pieces(board, tasks[number])),
-                )
-
-    @staticmethod
-    def _note_spread(board: Board, touched: dict[int, None]) -> bool:
-        """What at least half of those hold who hold anything. Whether that changed."""
-        half = max(1, -(-(len(board.told) + len(board.untold)) // 2))
-        changed = False
-        for number in touched:
-            if number in board.counts:
-                spread = board.counts[number].at_least(half)
-                changed = changed or spread != board.spread.get(number, 0)
-                board.spread[number] = spread
-        return changed
-
-    @staticmethod
-    def _unit_pieces(board: Board, task: Task) -> int:
-        return max(1, board.unit_bytes // task.descriptor.geometry.piece_length_bytes)
-
-    def _change(
-        self, board: Board, task: Task, host_id: HostId, number: int
-    ) -> msg.HostRuns | None:
-        geometry = task.descriptor.geometry
-        unit_pieces = self._unit_pieces(board, task)
-        held = task.holders.get(host_id, 0) & ~task.doubted.get(host_id, 0)
-        starts = bitfield.whole_units(held, unit_pieces, geometry.piece_count)
-        listed = board.listing.numbers.get(host_id)
-        book = board.untold if listed is None else board.told
-        known = book.get(host_id, {}).get(number, 0)
-        # What is lost is rarely told: whoever asks for it in vain tries another host.
-        new = starts & ~known
-        if not new:
-            return None
-        book.setdefault(host_id, {})[number] = known | new
-        self._count(board, task, host_id, number, new)
-        if listed is None:
-            return None
-        board.told_counts.setdefault(number, bitfield.Counts()).add(new)
-        return msg.HostRuns(listed, number, bitfield.units_of_starts(new, unit_pieces))
-
-    def _count(self, board: Board, task: Task, host_id: HostId, number: int, new: int) -> None:
-        """Counts more units, by their first piece, that a host holds."""
-        stripes = len(board.overlay.parents)
-        unit_pieces = self._unit_pieces(board, task)
-        piece_count = task.descriptor.geometry.piece_count
-        board.flow.took_in(
-            host_id,
-            [
-                (
-                    new
-                    & bitfield.stripe_mask(
-                        unit_pieces, piece_count, stripes, (stripe - number) % stripes
-                    )
-                ).bit_count()
-                for stripe in range(stripes)
-            ],
-        )
-        board.counts.setdefault(number, bitfield.Counts()).add(new)
-
-    def _map(
-        self,
-        collection: Collection,
-        board: Board,
-        tasks: dict[int, Task],
-        touched: dict[int, None],
-        gone: tuple[int, ...] | None,
-        changes: list[msg.HostRuns],
-    ) -> msg.SwarmMap:
-        def told(units: Callable[[int], int]) -> tuple[tuple[int, int], ...]:
-            return tuple(
-                (
-                    number,
-                    bitfield.units_of_starts(
-                        units(number), self._unit_pieces(board, tasks[number])
-                    ),
-                )
-                for number in touched
-                if number in board.counts and number in tasks
-            )
-
-        return msg.SwarmMap(
-            collection_id=collection.collection_id,
-            unit_bytes=board.unit_bytes,
-            full=gone is None,
-            gone=gone or (),
-            changes=tuple(changes),
-            covered=told(board.covered),
-            spread=told(lambda number: board.spread.get(number, 0)),
-        )
+            everything = board.maps.everything(collection.collection_id, tasks)
+            self._broadcast(collection, board, everything, fresh=True)
 
     def _broadcast(
         self, collection: Collection, board: Board, message: msg.SchedulerMessage, *, fresh: bool
@@ -594,14 +389,3 @@ class Boards:
         for host_id in board.fresh if fresh else collection.members:
             if fresh or (host_id not in board.fresh and host_id in board.fed):
                 self._state.send(host_id, message)
-
-
-def _full_share(rates: list[int]) -> int:
-    """The greatest of the rates that, taken for a full share, leaves nearly enough children's
-    places for all. Greater ones overload the strong hosts, smaller ones use the weak."""
-    counted = Counter(rates)
-    for share in sorted(counted, reverse=True):
-        slots = sum(STRIPES * rate // share * hosts for rate, hosts in counted.items())
-        if slots >= ENOUGH_SLOTS * STRIPES * len(rates):
-            return share
-    return min(counted)

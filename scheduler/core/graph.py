@@ -19,7 +19,7 @@ def graphs_of(boards: Mapping[CollectionId, Board]) -> list[dict[str, object]]:
             "multigraph": True,
             "graph": {
                 "collection": collection_id,
-                "unit_bytes": board.unit_bytes,
+                "unit_bytes": board.maps.unit_bytes,
                 "stripes": len(board.overlay.parents),
                 # A root may have left since the trees were built.
                 "roots": [root if root in board.overlay else "" for root in board.overlay.roots],

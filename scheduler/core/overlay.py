@@ -8,11 +8,13 @@ per piece (Castro et al., "SplitStream", SOSP 2003; the delay of a tree against 
 Mundinger, Weber and Weiss, "Optimal scheduling of peer-to-peer file dissemination", 2008).
 
 Every zone has a tree of its own below one host, and only that host's feed crosses into the zone.
-Decides parents; knows nothing of pieces or messages. The same members in the same order always
-give the same trees, and a newcomer moves few of those who are there.
+Decides parents, and how many children a told rate is worth; knows nothing of pieces or messages.
+The same members in the same order always give the same trees, and a newcomer moves few of those who
+are there.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from shoal.wire.ids import HostId
@@ -23,6 +25,9 @@ shallower, but each hop of a unit slower in the same measure; 3 to 6 are alike."
 
 SLOTS_PER_HOST_MAX = 64
 """Children of one host at most, however fast it is."""
+
+ENOUGH_SLOTS = 0.97
+"""A few hosts may have a child too many rather than all the weak ones feed others."""
 
 ZONE_FANOUT = 2
 """Zones that one zone feeds per stripe: a short tree without a hotspot at its root."""
@@ -104,6 +109,18 @@ class Overlay:
             self.places[index], self.places[last] = self.places[last], place
             self._index[self.places[index].host_id] = index
             self._index[host_id] = last
+
+    def value_by_rates(self, rates: Mapping[HostId, int], *, settled: Container[HostId]) -> None:
+        """The children that each member is worth, by the upload rates that they told, 0 where one
+        told none. Before a build. `settled`: members of whom more is known than their rate."""
+        known = [rate for rate in rates.values() if rate]
+        if not known:
+            return
+        usual = _full_share(known)
+        for place in self.places:
+            rate = rates[place.host_id] or usual
+            if place.host_id not in settled:
+                place.slots = place.rank = min(SLOTS_PER_HOST_MAX, STRIPES * rate // usual)
 
     def feeds(self, host_id: HostId) -> tuple[HostId, ...]:
         """The parent of a member in each stripe, "" where it is the root. Empty for a newcomer
@@ -213,6 +230,17 @@ class Overlay:
                 at, used = at + 1, 0
             tree[child] = home[at][0].host_id
             used += 1
+
+
+def _full_share(rates: list[int]) -> int:
+    """The greatest of the rates that, taken for a full share, leaves nearly enough children's
+    places for all. Greater ones overload the strong hosts, smaller ones use the weak."""
+    counted = Counter(rates)
+    for share in sorted(counted, reverse=True):
+        slots = sum(STRIPES * rate // share * hosts for rate, hosts in counted.items())
+        if slots >= ENOUGH_SLOTS * STRIPES * len(rates):
+            return share
+    return min(counted)
 
 
 def _zone_order(zones: list[list[Place]], stripe: int) -> list[int]:

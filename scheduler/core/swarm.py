@@ -48,7 +48,7 @@ class Swarms:
         """Who reads each stripe of a collection, and the length of a unit in bytes."""
         board = self._boards.of(collection.collection_id)
         assert board is not None, "somebody wants a task, so there is a board"
-        return board.overlay.roots, board.unit_bytes
+        return board.overlay.roots, board.maps.unit_bytes
 
     def slow_reader(self, collection: Collection, host_id: HostId) -> bool:
         """A root keeps all others waiting. False: there is nobody to take its place."""

@@ -52,7 +52,7 @@ def _validate_task(state: SchedulerState, task: Task) -> None:
 
 
 def _validate_board(state: SchedulerState, collection: Collection, board: Board) -> None:
-    listing = board.listing
+    listing, maps = board.listing, board.maps
     assert len(listing.numbers) <= state.limits.map_hosts_max, "S5: too many hosts are numbered"
     assert len(listing.numbers) == len(listing.hosts), "a number of nobody"
     for host_id, number in listing.numbers.items():
@@ -60,19 +60,19 @@ def _validate_board(state: SchedulerState, collection: Collection, board: Board)
         assert host_id in state.hosts, "a host that is gone is listed"
     counts: dict[int, Counts] = {}
     told_counts: dict[int, Counts] = {}
-    for told, books in ((board.told, (counts, told_counts)), (board.untold, (counts,))):
+    for told, books in ((maps.told, (counts, told_counts)), (maps.untold, (counts,))):
         for host_id, by_task in told.items():
             listed = host_id in listing.numbers
-            assert listed == (told is board.told), "the swarm knows of a host without a number"
+            assert listed == (told is maps.told), "the swarm knows of a host without a number"
             for number, starts in by_task.items():
                 for book in books:
                     book.setdefault(number, Counts()).add(starts)
-    for book, kept in ((counts, board.counts), (told_counts, board.told_counts)):
+    for book, kept in ((counts, maps.counts), (told_counts, maps.told_counts)):
         for number, told_of_task in kept.items():
             assert told_of_task == book.pop(number, Counts()), "counts and what is held differ"
         assert not book, "what is held is not counted"
-    for host_id in board.to_tell:
-        assert host_id in board.told, "nothing is known that could be told"
+    for host_id in maps.to_tell:
+        assert host_id in maps.told, "nothing is known that could be told"
     for host_id in board.fresh:
         assert host_id in collection.members, "a map for a host that is no member"
         assert host_id in board.overlay, "a map for a host that takes no part"

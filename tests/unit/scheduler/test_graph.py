@@ -19,7 +19,8 @@ from tests.unit.scheduler.core_rig import Rig
 
 def graph_of(overlay: Overlay) -> dict[str, object]:
     """The graph of one collection, through JSON as an operator gets it."""
-    board = Board(overlay=overlay, unit_bytes=1 << 20)
+    board = Board(overlay=overlay)
+    board.maps.unit_bytes = 1 << 20
     (graph,) = json.loads(json.dumps(graphs_of({CollectionId("c"): board})))
     assert isinstance(graph, dict)
     return graph
