@@ -34,8 +34,8 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
     ("grpc.max_send_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Measuring bandwidth costs more pings than there are messages, and the window needs no growth.

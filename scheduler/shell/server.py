@@ -57,7 +57,7 @@ class ServerLimits:
     """How long streams get to end when the server stops."""
     keepalive_ms: int = 10_000
     """A host that is silent for so long is asked whether it lives."""
-    keepalive_timeout_ms: int = 5_000
+    keepalive_timeout_ms: int = 20_000
     """A host that does not answer in this time is gone."""
 
     def grpc_options(self) -> tuple[tuple[str, int], ...]:
