@@ -266,13 +266,14 @@ class Feeds:
                         self._drop_pull(link, task_id)
 
     def _active_pulls(self, collection: Collection) -> int:
-        """Units being pulled, roughly: parts of several units count as one each."""
-        return sum(
-            1
-            for link in self._state.links.values()
-            for task_id in link.pulls
-            if self._state.tasks[task_id].flow is collection
-        )
+        """Units being pulled: parts of one count as one."""
+        count = 0
+        for link in self._state.links.values():
+            for task_id, pieces in link.pulls.items():
+                task = self._state.tasks[task_id]
+                if task.flow is collection:
+                    count += -(-pieces.bit_count() // self._unit_pieces(task))
+        return count
 
     def _usable(self, feed: str) -> bool:
         if not feed:

@@ -337,13 +337,17 @@ class Fetcher:
         self.link_changed(link)
         if fetch.task.pulled >> fetch.piece & 1:
             self._feeds.end_pull(link, task, fetch.piece)
-            if task.flow is not None:
+            if task.flow is not None and event.reason is not Reason.PEER_BUSY:
+                # Where one is busy others are: they are tried at the next news, not one by one.
                 self.map_changed(task.flow)
         if event.reason is None:
             self._stored(fetch, event)
         elif event.reason is Reason.PEER_BUSY:
             link.busy_until_ns = self._state.now_ns + event.retry_after_ms * MILLISECOND_NS
             self._all_dirty = True
+            if fetch.feed is None:
+                # Meanwhile others may bring what was to be pulled from there.
+                self._feeds.drop_pulls(link)
         elif event.reason in LOCAL_FAULTS:
             self._on_local_failure(task, event.reason, event.detail)
         else:

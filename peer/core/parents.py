@@ -99,7 +99,7 @@ class ParentTable:
             if len(self._state.links) >= self._state.limits.parents_max:
                 return None
             link = self._new_link(parent)
-        if link.quarantined_until_ns > self._state.now_ns:
+        if max(link.quarantined_until_ns, link.busy_until_ns) > self._state.now_ns:
             return None
         link.collections[collection.collection_id] = None
         link.met_ns = self._state.now_ns

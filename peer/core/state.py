@@ -269,6 +269,8 @@ class Child:
     served_bytes: int = 0
     waiting: dict[int, tuple[TaskId, int]] = field(default_factory=dict)
     """Standing requests for pieces that are not held yet: its request number -> (task, piece)."""
+    pulls: dict[int, None] = field(default_factory=dict)
+    """Its requests that are queued or being served although this host does not feed it."""
 
 
 @dataclass(slots=True)

@@ -34,6 +34,15 @@ from shoal.wire.limits import MILLISECOND_NS
 SERVING_PER_CHILD_MAX = 2
 """Pieces of one child being sent at once: the second is ready when the first ends."""
 
+PULLING_MAX = 2
+"""Children whose pulls are served at once where a swarm flows by a plan: what few hosts hold yet and
+all want spreads faster from child to child than to all of them from here."""
+
+PULL_REST_NS = 1_000 * MILLISECOND_NS
+"""While this host has something for those that it feeds, it begins with a child's pulls only so
+often. The plan gives all of its upload to them: pulls that took a share for long would make the
+whole tree below lag, which makes for more pulls."""
+
 BUSY_RETRY_MS = 100
 TOKENS_PER_TASK_MAX = 4
 """Tokens of a task that are good at once: of this scheduler and of ones before a restart."""
@@ -69,6 +78,11 @@ class Uploads:
         """Children that came before this host knew the task, each with the end of its patience."""
         self._turn: dict[ConnectionId, Child] = {}
         """Children with something to send, in the order of their turns."""
+        self._pulling: dict[ConnectionId, None] = {}
+        """Children with pulls."""
+        self._pulls = 0
+        self._pulled_ns = -PULL_REST_NS
+        """When a pull was last let in."""
 
     # ------------------------------------------------------------ tokens and channels
 
@@ -174,6 +188,8 @@ class Uploads:
         self._queued -= len(child.queue)
         self._serving -= len(child.serving)
         self._turn.pop(event.connection_id, None)
+        self._pulling.pop(event.connection_id, None)
+        self._pulls -= len(child.pulls)
         for number in list(child.waiting):
             self._stop_waiting(child, number)
 
@@ -245,6 +261,7 @@ class Uploads:
         task = self._state.tasks[event.task_id]
         limits = self._state.limits
         ready = self._keeper.announceable(task)
+        pulls = not event.wait and self._state.planned(task)
         for number, piece in event.requests:
             if (
                 number in child.serving
@@ -260,6 +277,7 @@ class Uploads:
             elif (
                 len(child.queue) + len(child.waiting) >= limits.upload_queue_pieces_max
                 or self._queued >= limits.upload_queue_total_max
+                or (pulls and not self._may_pull(child))
             ):
                 self._state.emit(
                     SendBusy(
@@ -274,7 +292,31 @@ class Uploads:
                 child.queue.append((number, event.task_id, piece))
                 self._queued += 1
                 self._turn[event.connection_id] = child
+                if pulls:
+                    self._begin_pull(child, number)
         self._serve()
+
+    def _may_pull(self, child: Child) -> bool:
+        if child.connection_id in self._pulling:
+            return True
+        if len(self._pulling) >= PULLING_MAX:
+            return False
+        feeding = self._serving + self._queued > self._pulls
+        return not feeding or self._state.now_ns - self._pulled_ns >= PULL_REST_NS
+
+    def _begin_pull(self, child: Child, number: int) -> None:
+        child.pulls[number] = None
+        self._pulls += 1
+        self._pulling[child.connection_id] = None
+        self._pulled_ns = self._state.now_ns
+
+    def _end_pull(self, child: Child, number: int) -> None:
+        if number not in child.pulls:
+            return
+        del child.pulls[number]
+        self._pulls -= 1
+        if not child.pulls:
+            del self._pulling[child.connection_id]
 
     def _will_hold(self, task: Task) -> bool:
         return task.phase in STILL_FILLING and bool(task.watchers) and not self._state.shutting_down
@@ -295,6 +337,7 @@ class Uploads:
         child.queue.extend(kept)
         self._queued -= len(dropped)
         for number, _, _ in dropped:
+            self._end_pull(child, number)
             self._reject(event.connection_id, number, Reason.CANCELLED)
 
     def _reject(self, connection_id: ConnectionId, number: int, reason: Reason) -> None:
@@ -323,6 +366,7 @@ class Uploads:
         task = self._state.tasks.get(task_id)
         # It may have been dropped while it waited.
         if task is None or not self._keeper.announceable(task) >> piece & 1:
+            self._end_pull(child, number)
             self._reject(child.connection_id, number, Reason.NOT_HELD)
             return
         geometry = task.descriptor.geometry
@@ -346,6 +390,7 @@ class Uploads:
         child = self._state.children.get(event.connection_id)
         if child is not None and child.serving.pop(event.child_request, None) is not None:
             self._serving -= 1
+            self._end_pull(child, event.child_request)
             if event.reason is None:
                 task = self._state.tasks.get(event.task_id)
                 if task is not None:
@@ -376,6 +421,11 @@ class Uploads:
     def serving(self) -> int:
         """Pieces being sent now."""
         return self._serving
+
+    @property
+    def pulls(self) -> int:
+        """Of the requests that are served or wait, those of hosts that are not fed from here."""
+        return self._pulls
 
     @property
     def queued(self) -> int:

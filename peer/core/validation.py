@@ -130,6 +130,8 @@ def _validate_uploads(state: PeerState, uploads: "Uploads") -> None:
     queued = sum(len(child.queue) for child in state.children.values())
     assert serving == uploads.serving, "S4: pieces being served do not balance"
     assert queued == uploads.queued, "S4: waiting requests do not balance"
+    pulls = sum(len(child.pulls) for child in state.children.values())
+    assert pulls == uploads.pulls, "S4: pulls do not balance"
     assert serving <= state.limits.serving_max, "S5: too many pieces served at once"
     assert queued <= state.limits.upload_queue_total_max, "S5: too many requests wait"
     assert len(state.children) <= state.limits.children_max, "S5: too many children"
@@ -142,6 +144,7 @@ def _validate_awaited(state: PeerState, uploads: "Uploads") -> None:
         assert len(set(numbers)) == len(numbers), "S4: a child's request is in two states"
         depth = len(child.queue) + len(child.waiting)
         assert depth <= state.limits.upload_queue_pieces_max, "S5: too many requests of a child"
+        assert all(number in numbers for number in child.pulls), "a pull of nobody"
         for number, (task_id, piece) in child.waiting.items():
             known = uploads.awaited[task_id].children[piece]
             assert known[child.connection_id, number] is child, "a standing request is forgotten"

@@ -59,6 +59,8 @@ class Overlay:
     """By stripe: who reads it from the origin. Empty while there is no member."""
     dirty: bool = False
     _index: dict[HostId, int] = field(default_factory=dict)
+    _before: list[dict[HostId, HostId]] = field(default_factory=list)
+    """The trees of the build before."""
     _built: dict[HostId, None] = field(default_factory=dict)
     """The members at the last build."""
 
@@ -160,6 +162,7 @@ class Overlay:
         for number, members in enumerate(zones):
             needs = [len(members) - 1 + _zones_fed(order, number) for order in orders]
             homes.append(_homes(members, needs))
+        self._before = [*self.parents, *({} for _ in range(stripes))]
         self.parents = [{} for _ in range(stripes)]
         self.roots = []
         for stripe, order in enumerate(orders):
@@ -223,13 +226,39 @@ class Overlay:
         missing = len(members) - 1 - sum(room)
         for number in range(max(0, missing)):
             room[-1 - number % len(room)] += 1
-        at, used = 0, 0
-        for placed, child in enumerate([*list(interior)[1:], *leaves], start=1):
+        self._hang(stripe, [place.host_id for place, _ in home], leaves, room)
+
+    def _hang(
+        self, stripe: int, interior: list[HostId], leaves: list[HostId], room: list[int]
+    ) -> None:
+        """Gives everybody but the root a parent: the one that it had if that has room still, so
+        that a change of one member moves few others, else the one nearest the root that has."""
+        tree, before = self.parents[stripe], self._before[stripe]
+        numbers = {host_id: number for number, host_id in enumerate(interior)}
+        at = 0
+
+        def feed(child: HostId, placed: int) -> None:
             # Only who is in the tree already can feed, however little room is there.
-            while used >= room[at] and at + 1 < min(placed, len(home)):
-                at, used = at + 1, 0
-            tree[child] = home[at][0].host_id
-            used += 1
+            nonlocal at
+            while room[at] <= 0 and at + 1 < placed:
+                at += 1
+            tree[child] = interior[at]
+            room[at] -= 1
+
+        def keep(child: HostId, placed: int) -> bool:
+            number = numbers.get(before.get(child, child), placed)
+            if number >= placed or room[number] <= 0:
+                return False
+            tree[child] = interior[number]
+            room[number] -= 1
+            return True
+
+        for placed, child in enumerate(interior[1:], start=1):
+            if not keep(child, placed):
+                feed(child, placed)
+        moving = [child for child in leaves if not keep(child, len(interior))]
+        for child in moving:
+            feed(child, len(interior))
 
 
 def _full_share(rates: list[int]) -> int:

@@ -400,3 +400,21 @@ def test_receivers_of_one_map_share_its_view() -> None:
     for _ in range(20):
         fold(SwarmView(), news)
     assert len(news.memo) <= 8
+
+
+def test_a_holder_that_is_busy_is_asked_for_nothing_more_and_others_are() -> None:
+    rig = planned("", "b")
+    rig.directory("h0", "h1")
+    rig.map((0, 0b1))
+    rig.connects("h0", 1)
+    (pull,) = open_at(rig, "h0")
+    rig.feed(
+        ev.FetchEnded,
+        request_id=request(rig, "h0", pull).request_id,
+        reason=Reason.PEER_BUSY,
+        retry_after_ms=100,
+    )
+    assert rig.task.pulled == 0, "no other host has it"
+    assert open_at(rig, "h0") == []
+    rig.map((1, 0b1))
+    assert pulled_from(rig) == ["h1"]

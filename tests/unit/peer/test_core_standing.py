@@ -5,6 +5,7 @@ import pytest
 import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
+from peer.core.uploads import PULL_REST_NS, PULLING_MAX
 from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, TaskId
@@ -247,3 +248,86 @@ def test_a_busy_parent_of_a_stripe_is_asked_again_later() -> None:
     assert again
     assert again[0].piece == first.piece
     assert TaskId(again[0].task_id) == TASK
+
+
+# ---------------------------------------------------------------- pulls beside the plan
+
+
+def planned_parent(children: int) -> Rig:
+    """A host of a planned swarm that holds piece 0, and hosts that it does not feed."""
+    rig = filling()
+    for number in range(1, children):
+        opens(rig, CHILD + number)
+    rig.plan("feed")
+    reads(rig, 0)
+    return rig
+
+
+def test_few_hosts_pull_at_once_where_a_plan_holds() -> None:
+    rig = planned_parent(PULLING_MAX + 2)
+    for number in range(PULLING_MAX):
+        asks(rig, (1, 0), connection=CHILD + number, wait=False)
+        assert rig.one(fx.ServePiece).connection_id == CHILD + number
+    late = CHILD + PULLING_MAX
+    asks(rig, (1, 0), connection=late, wait=False)
+    assert rig.one(fx.SendBusy).connection_id == late
+    rig.feed(ev.ChildGone, connection_id=CHILD)
+    asks(rig, (2, 0), connection=late, wait=False)
+    assert rig.one(fx.ServePiece).connection_id == late, "a place is free again"
+    asks(rig, (1, 0), connection=late + 1)
+    assert rig.one(fx.ServePiece).connection_id == late + 1, "whom it feeds it always feeds"
+
+
+def test_a_pull_that_was_sent_or_cancelled_makes_room() -> None:
+    rig = planned_parent(PULLING_MAX + 1)
+    for number in range(PULLING_MAX):
+        asks(rig, (1, 0), (2, 0), (3, 0), connection=CHILD + number, wait=False)
+    served = next(one for one in rig.all(fx.ServePiece) if one.connection_id == CHILD)
+    late = CHILD + PULLING_MAX
+    for request in (1, 2):
+        rig.feed(
+            ev.ServeEnded,
+            connection_id=CHILD,
+            child_request=request,
+            task_id=TASK,
+            piece=served.piece,
+            reason=None,
+        )
+    asks(rig, (1, 0), connection=late, wait=False)
+    assert rig.of(fx.SendBusy), "the third is still being sent"
+    rig.feed(
+        ev.ServeEnded, connection_id=CHILD, child_request=3, task_id=TASK, piece=0, reason=None
+    )
+    asks(rig, (2, 0), connection=late, wait=False)
+    assert rig.of(fx.ServePiece)
+
+
+def test_pulls_come_behind_what_is_sent_to_those_who_are_fed() -> None:
+    rig = planned_parent(4)
+    asks(rig, (1, 0), (2, 1))
+    asks(rig, (1, 0), connection=CHILD + 1, wait=False)
+    assert rig.one(fx.ServePiece).connection_id == CHILD + 1, "a little is always given"
+    asks(rig, (1, 0), connection=CHILD + 2, wait=False)
+    assert rig.one(fx.SendBusy).connection_id == CHILD + 2
+    rig.feed(
+        ev.ServeEnded, connection_id=CHILD, child_request=1, task_id=TASK, piece=0, reason=None
+    )
+    asks(rig, (2, 0), connection=CHILD + 2, wait=False)
+    assert rig.one(fx.ServePiece).connection_id == CHILD + 2, "the fed wait for what is not here"
+    asks(rig, (3, 0))
+    rig.feed(ev.ChildGone, connection_id=CHILD + 1)
+    asks(rig, (1, 0), connection=CHILD + 3, wait=False)
+    assert rig.of(fx.SendBusy)
+    rig.tick(PULL_REST_NS // 1_000_000)
+    asks(rig, (2, 0), connection=CHILD + 3, wait=False)
+    assert rig.one(fx.ServePiece).connection_id == CHILD + 3
+
+
+def test_without_a_plan_all_may_ask_for_what_is_here() -> None:
+    rig = filling()
+    for number in range(1, PULLING_MAX + 3):
+        opens(rig, CHILD + number)
+    reads(rig, 0)
+    for number in range(PULLING_MAX + 3):
+        asks(rig, (1, 0), connection=CHILD + number, wait=False)
+        assert rig.of(fx.ServePiece)
