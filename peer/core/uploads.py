@@ -35,8 +35,8 @@ SERVING_PER_CHILD_MAX = 2
 """Pieces of one child being sent at once: the second is ready when the first ends."""
 
 PULLING_MAX = 2
-"""Children whose pulls are served at once where a swarm flows by a plan: what few hosts hold yet and
-all want spreads faster from child to child than to all of them from here."""
+"""Children whose pulls are served at once where a swarm flows by a plan: what few hosts hold yet
+and all want spreads faster from child to child than to all of them from here."""
 
 PULL_REST_NS = 1_000 * MILLISECOND_NS
 """While this host has something for those that it feeds, it begins with a child's pulls only so

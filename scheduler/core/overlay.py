@@ -216,7 +216,6 @@ class Overlay:
     ) -> None:
         """Breadth first: those who pass the stripe on near the root, the others as leaves. `fed`:
         other zones that the first one feeds beside its own."""
-        tree = self.parents[stripe]
         interior = dict.fromkeys(place.host_id for place, _ in home)
         leaves = [place.host_id for place in members if place.host_id not in interior]
         room = [slots for _, slots in home]

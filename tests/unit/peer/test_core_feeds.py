@@ -5,6 +5,7 @@ from typing import Any
 import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
+from peer.core.feeds import PULLS_MIN, PULLS_PER_IDLE_STRIPE
 from peer.core.state import Link
 from peer.core.swarm_view import SwarmView, fold
 from shoal.wire import bitfield
@@ -418,3 +419,14 @@ def test_a_holder_that_is_busy_is_asked_for_nothing_more_and_others_are() -> Non
     assert open_at(rig, "h0") == []
     rig.map((1, 0b1))
     assert pulled_from(rig) == ["h1"]
+
+
+def test_pulls_are_bounded_though_all_come_from_one_holder() -> None:
+    rig = planned("", "", pieces=32)
+    rig.directory("h0")
+    rig.map((0, (1 << 32) - 1))
+    first = rig.task.pulled.bit_count()
+    assert first == PULLS_MIN + 2 * PULLS_PER_IDLE_STRIPE
+    for _ in range(5):
+        rig.map((0, (1 << 32) - 1))
+    assert rig.task.pulled.bit_count() == first

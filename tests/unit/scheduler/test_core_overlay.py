@@ -313,3 +313,13 @@ def test_a_weak_member_gives_its_place_to_none_that_is_stronger() -> None:
         for child, parent in old.items()
     )
     assert moved < 50, "of more than 250"
+
+
+def test_one_that_comes_back_moves_few() -> None:
+    overlay = equal(500)
+    before = equal(500)
+    overlay.remove(HostId("h7"))
+    overlay.build()
+    overlay.add(Place(HostId("h7"), "0"))
+    overlay.build()
+    assert moves(before, overlay.parents) <= 40
