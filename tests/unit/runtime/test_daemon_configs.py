@@ -85,7 +85,7 @@ def test_peer_options_that_contradict(key: str, value: str, expected: str) -> No
 
 def test_the_report_interval_has_its_bounds_in_order() -> None:
     with pytest.raises(ConfigError, match="longer than"):
-        load(SchedulerConfig, None, {}, {"swarm.report_interval_min": "2s"})
+        load(SchedulerConfig, None, {}, {"swarm.report_interval_min": "3s"})
 
 
 def test_scheduler_limits_come_from_the_options() -> None:
