@@ -59,8 +59,6 @@ class Overlay:
     """By stripe: who reads it from the origin. Empty while there is no member."""
     dirty: bool = False
     _index: dict[HostId, int] = field(default_factory=dict)
-    _before: list[dict[HostId, HostId]] = field(default_factory=list)
-    """The trees of the build before."""
     _built: dict[HostId, None] = field(default_factory=dict)
     """The members at the last build."""
 
@@ -162,7 +160,7 @@ class Overlay:
         for number, members in enumerate(zones):
             needs = [len(members) - 1 + _zones_fed(order, number) for order in orders]
             homes.append(_homes(members, needs))
-        self._before = [*self.parents, *({} for _ in range(stripes))]
+        before = [*self.parents, *({} for _ in range(stripes))]
         self.parents = [{} for _ in range(stripes)]
         self.roots = []
         for stripe, order in enumerate(orders):
@@ -172,7 +170,7 @@ class Overlay:
                 self.parents[stripe][heads[at]] = heads[(at - 1) // ZONE_FANOUT]
             for number, members in enumerate(zones):
                 fed = _zones_fed(order, number)
-                self._grow(stripe, members, homes[number][stripe], fed)
+                self._grow(stripe, members, homes[number][stripe], fed, before[stripe])
         self._spread_feeds()
 
     def _spread_feeds(self) -> None:
@@ -212,11 +210,16 @@ class Overlay:
         ]
 
     def _grow(
-        self, stripe: int, members: list[Place], home: list[tuple[Place, int]], fed: int
+        self,
+        stripe: int,
+        members: list[Place],
+        home: list[tuple[Place, int]],
+        fed: int,
+        before: dict[HostId, HostId],
     ) -> None:
         """Breadth first: those who pass the stripe on near the root, the others as leaves. `fed`:
-        other zones that the first one feeds beside its own."""
-        interior = dict.fromkeys(place.host_id for place, _ in home)
+        other zones that the first one feeds beside its own. `before`: the stripe's tree so far."""
+        interior = {place.host_id: number for number, (place, _) in enumerate(home)}
         leaves = [place.host_id for place in members if place.host_id not in interior]
         room = [slots for _, slots in home]
         room[0] = max(1, room[0] - fed)
@@ -225,39 +228,43 @@ class Overlay:
         missing = len(members) - 1 - sum(room)
         for number in range(max(0, missing)):
             room[-1 - number % len(room)] += 1
-        self._hang(stripe, [place.host_id for place, _ in home], leaves, room)
+        _hang(self.parents[stripe], before, interior, leaves, room)
 
-    def _hang(
-        self, stripe: int, interior: list[HostId], leaves: list[HostId], room: list[int]
-    ) -> None:
-        """Gives everybody but the root a parent: the one that it had if that has room still, so
-        that a change of one member moves few others, else the one nearest the root that has."""
-        tree, before = self.parents[stripe], self._before[stripe]
-        numbers = {host_id: number for number, host_id in enumerate(interior)}
-        at = 0
 
-        def feed(child: HostId, placed: int) -> None:
-            # Only who is in the tree already can feed, however little room is there.
-            nonlocal at
-            while room[at] <= 0 and at + 1 < placed:
-                at += 1
-            tree[child] = interior[at]
-            room[at] -= 1
+def _hang(
+    tree: dict[HostId, HostId],
+    before: dict[HostId, HostId],
+    interior: dict[HostId, int],
+    leaves: list[HostId],
+    room: list[int],
+) -> None:
+    """Gives everybody but the root a parent: the one that it had if that has room still, so that a
+    change of one member moves few others, else the one nearest the root that has. `interior`: who
+    passes the stripe on, with the place in that order; `room`: children that each can have."""
+    parents = list(interior)
+    at = 0
 
-        def keep(child: HostId, placed: int) -> bool:
-            number = numbers.get(before.get(child, child), placed)
-            if number >= placed or room[number] <= 0:
-                return False
-            tree[child] = interior[number]
-            room[number] -= 1
-            return True
+    def feed(child: HostId, placed: int) -> None:
+        # Only who is in the tree already can feed, however little room is there.
+        nonlocal at
+        while room[at] <= 0 and at + 1 < placed:
+            at += 1
+        tree[child] = parents[at]
+        room[at] -= 1
 
-        for placed, child in enumerate(interior[1:], start=1):
-            if not keep(child, placed):
-                feed(child, placed)
-        moving = [child for child in leaves if not keep(child, len(interior))]
-        for child in moving:
-            feed(child, len(interior))
+    def keep(child: HostId, placed: int) -> bool:
+        number = interior.get(before.get(child, child), placed)
+        if number >= placed or room[number] <= 0:
+            return False
+        tree[child] = parents[number]
+        room[number] -= 1
+        return True
+
+    for placed, child in enumerate(parents[1:], start=1):
+        if not keep(child, placed):
+            feed(child, placed)
+    for child in [child for child in leaves if not keep(child, len(parents))]:
+        feed(child, len(parents))
 
 
 def _full_share(rates: list[int]) -> int:

@@ -184,20 +184,18 @@ def test_no_parent_feeds_a_child_twice_where_there_are_others(count: int) -> Non
 # ---------------------------------------------------------------- moves
 
 
-def moves(before: Overlay, after: list[dict[HostId, HostId]]) -> int:
+def moves(before: list[dict[HostId, HostId]], after: list[dict[HostId, HostId]]) -> int:
     """Feeds of those who stay that have another parent now."""
     return sum(
         1
-        for old, new in zip(before.parents, after, strict=True)
+        for old, new in zip(before, after, strict=True)
         for child, parent in old.items()
         if child in new and new[child] != parent
     )
 
 
-def moved_at_most(count: int) -> float:
-    """A change of one member moves so many of all feeds: measured, 15 % of them among 200 hosts,
-    5 % among a thousand, and most often a dozen or two."""
-    return 16 + 0.16 * STRIPES * count
+MOVES_MAX = 24
+"""A change of one member moves at most so many feeds, however many members there are."""
 
 
 @pytest.mark.slow
@@ -207,7 +205,7 @@ def test_few_members_move_when_one_joins(count: int) -> None:
     before = equal(count)
     overlay.add(Place(HostId("new"), "0"))
     overlay.build()
-    assert moves(before, overlay.parents) <= moved_at_most(count)
+    assert moves(before.parents, overlay.parents) <= MOVES_MAX
 
 
 def test_one_of_a_thousand_moves_few() -> None:
@@ -215,12 +213,12 @@ def test_one_of_a_thousand_moves_few() -> None:
     joined = equal(1000)
     joined.add(Place(HostId("new"), "0"))
     joined.build()
-    assert moves(before, joined.parents) <= 200
+    assert moves(before.parents, joined.parents) <= MOVES_MAX
     for name in ("h0", "h500", "h999"):
         left = equal(1000)
         left.remove(HostId(name))
         left.build()
-        assert moves(before, left.parents) <= 20
+        assert moves(before.parents, left.parents) <= 20
 
 
 @pytest.mark.slow
@@ -231,7 +229,7 @@ def test_few_members_move_when_one_leaves(count: int, data: st.DataObject) -> No
     gone = data.draw(st.sampled_from(members(overlay)))
     overlay.remove(gone)
     overlay.build()
-    assert moves(before, overlay.parents) <= moved_at_most(count)
+    assert moves(before.parents, overlay.parents) <= MOVES_MAX
 
 
 @given(
@@ -285,16 +283,11 @@ def test_a_second_host_that_feeds_nobody_any_more_moves_few_others_as_well() -> 
     overlay.build()
     overlay.value(HostId("h1"), 0)
     overlay.build()
-    before = [dict(tree) for tree in overlay.parents]
+    before = overlay.parents
     # h63 stands where h1 was, and h1 is last.
     overlay.value(HostId("h63"), 0)
     overlay.build()
-    moved = sum(
-        tree.get(child) != parent
-        for tree, old in zip(overlay.parents, before, strict=True)
-        for child, parent in old.items()
-    )
-    assert moved < 100, "of more than 250"
+    assert moves(before, overlay.parents) < 100, "of more than 250"
 
 
 def test_a_weak_member_gives_its_place_to_none_that_is_stronger() -> None:
@@ -303,16 +296,11 @@ def test_a_weak_member_gives_its_place_to_none_that_is_stronger() -> None:
         slots = (2, 4, 8, 16)[number % 4]
         overlay.add(Place(HostId(f"h{number:02}"), "", slots=slots, rank=slots))
     overlay.build()
-    roots, before = overlay.roots, [dict(tree) for tree in overlay.parents]
+    roots, before = overlay.roots, overlay.parents
     overlay.value(HostId("h00"), 0)
     overlay.build()
     assert overlay.roots == roots
-    moved = sum(
-        tree.get(child) != parent
-        for tree, old in zip(overlay.parents, before, strict=True)
-        for child, parent in old.items()
-    )
-    assert moved < 50, "of more than 250"
+    assert moves(before, overlay.parents) < 50, "of more than 250"
 
 
 def test_one_that_comes_back_moves_few() -> None:
@@ -322,4 +310,4 @@ def test_one_that_comes_back_moves_few() -> None:
     overlay.build()
     overlay.add(Place(HostId("h7"), "0"))
     overlay.build()
-    assert moves(before, overlay.parents) <= 40
+    assert moves(before.parents, overlay.parents) <= MOVES_MAX
