@@ -279,7 +279,7 @@ class TaskKeeper:
 
     def announceable(self, task: Task) -> int:
         """What children may be told of and sent."""
-        if task.phase is TaskPhase.SEALED or not self._state.scheduled:
+        if task.phase is TaskPhase.SEALED or self._state.on_our_own:
             return task.held if task.phase in OPEN_PHASES else 0
         return task.confirmed & task.held
 

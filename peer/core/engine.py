@@ -76,6 +76,7 @@ class PeerEngine:
             on_false_content=self._keeper.false_content,
         )
         self._removals: dict[TaskId, list[RequestId]] = {}
+        self._old_plans_due_ns: int | None = None
         self._handlers: dict[type[Any], Callable[[Any], None]] = self._event_handlers()
         self._message_handlers: dict[type[Any], Callable[[Any], None]] = self._scheduler_handlers()
 
@@ -336,7 +337,7 @@ class PeerEngine:
         self._outbox.reset()
         self._keeper.judge_lost()
         for collection in self.state.collections.values():
-            self._feeds.forget(collection)
+            collection.plan_is_old = True
         self._wishes.session_lost()
         jitter_ns = int(self.state.dice.random() * self.state.limits.orphan_origin_jitter_ns)
         for task in self.state.tasks.values():
@@ -345,7 +346,25 @@ class PeerEngine:
                 event.now_ns + self.state.limits.scheduler_grace_ns + jitter_ns,
             )
         self.state.wake_at(event.now_ns + self.state.limits.scheduler_grace_ns + jitter_ns)
+        self._drop_plans_after_grace()
+
+    def _drop_plans_after_grace(self) -> None:
+        self._old_plans_due_ns = self.state.now_ns + self.state.limits.scheduler_grace_ns
+        self.state.wake_at(self._old_plans_due_ns)
+
+    def _drop_old_plans(self) -> None:
+        """The scheduler is gone for long, or has none for what the last one had: peers help
+        themselves."""
+        if self._old_plans_due_ns is None or self.state.now_ns < self._old_plans_due_ns:
+            return
+        self._old_plans_due_ns = None
+        for collection in self.state.collections.values():
+            if collection.plan_is_old and collection.feeds:
+                self._feeds.forget(collection)
+        self._parents.refresh()
         self._keeper.announce_everything()
+        for task in self.state.tasks.values():
+            self._fetcher.task_changed(task)
 
     def _from_scheduler(self, event: ev.FromScheduler) -> None:
         session = self.state.session
@@ -359,6 +378,7 @@ class PeerEngine:
         self.state.session.ready = True
         self.state.session.scheduler_id = message.scheduler_id
         self._keeper.take_back_unconfirmed()
+        self._drop_plans_after_grace()
         self._report_interval(message)
 
     def _report_interval(self, message: msg.Welcome | msg.ReportInterval) -> None:
@@ -452,6 +472,7 @@ class PeerEngine:
         self._reads.changed()
 
     def _tick(self, _event: ev.Tick) -> None:
+        self._drop_old_plans()
         self._parents.tick()
         self._fetcher.tick()
         self._wishes.tick()

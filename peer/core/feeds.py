@@ -61,6 +61,7 @@ class Feeds:
         """The scheduler says which parent feeds each stripe."""
         collection.unit_bytes = message.unit_bytes
         collection.feeds = message.parents
+        collection.plan_is_old = False
         self.parents_named(collection)
 
     def parents_named(self, collection: Collection) -> None:

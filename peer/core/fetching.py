@@ -142,7 +142,10 @@ class Fetcher:
             for task_id, channel in link.channels.items()
             if channel.open
             and (task := self._state.tasks[task_id]).phase is TaskPhase.ACTIVE
-            and (task.searched or not self._state.planned(task))
+            and (
+                not self._state.planned(task)
+                or (task.searched and link.no_pulls_until_ns <= now_ns)
+            )
         ]
         if len(tasks) > 1:
             tasks.sort(key=lambda pair: -pair[0].priority)
@@ -175,12 +178,12 @@ class Fetcher:
                     self.map_changed(collection)
         if not self._mapped:
             return
-        if self._maps_due_ns is None and self._state.scheduled:
+        if self._maps_due_ns is None and not self._state.on_our_own:
             self._maps_due_ns = self._state.now_ns + MAP_LOOK_NS
             self._state.wake_at(self._maps_due_ns)
         mapped, self._mapped = self._mapped, {}
         for collection in mapped.values():
-            if not self._state.scheduled or collection.collection_id not in self._state.collections:
+            if self._state.on_our_own or collection.collection_id not in self._state.collections:
                 continue
             for link, task, pieces in self._feeds.plan_pulls(collection):
                 # Who was to bring them is late: they come from elsewhere now.
@@ -302,7 +305,7 @@ class Fetcher:
                 algorithm=task.descriptor.piece_digest,
                 expected=task.listed.get(piece, b""),
                 epoch=task.descriptor.epoch,
-                provisional=not self._state.scheduled,
+                provisional=self._state.on_our_own,
                 wait=feed is not None,
             )
         )
@@ -343,7 +346,11 @@ class Fetcher:
         if event.reason is None:
             self._stored(fetch, event)
         elif event.reason is Reason.PEER_BUSY:
-            link.busy_until_ns = self._state.now_ns + event.retry_after_ms * MILLISECOND_NS
+            until_ns = self._state.now_ns + event.retry_after_ms * MILLISECOND_NS
+            if fetch.feed is None and self._state.planned(task):
+                link.no_pulls_until_ns = until_ns
+            else:
+                link.busy_until_ns = until_ns
             self._all_dirty = True
             if fetch.feed is None:
                 # Meanwhile others may bring what was to be pulled from there.
@@ -364,7 +371,7 @@ class Fetcher:
         self._parents.delivered(link, fetch.length_bytes, fetch.sent_ns)
         if task.phase not in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             return
-        if event.epoch != task.descriptor.epoch and (event.epoch or self._state.scheduled):
+        if event.epoch != task.descriptor.epoch and (event.epoch or not self._state.on_our_own):
             # Of a void epoch, or a piece that nobody confirmed while there is a scheduler again.
             if not task.held >> fetch.piece & 1:
                 self._state.emit(DropPieces(task_id=task.task_id, pieces=1 << fetch.piece))

@@ -67,6 +67,9 @@ class ParentTable:
                 link.quarantined_until_ns = 0
                 if link.phase is LinkPhase.UP and link.connection_id is not None:
                     self._state.emit(Disconnect(connection_id=link.connection_id))
+            elif link.lost and link.phase is LinkPhase.IDLE:
+                # It was gone, and the scheduler hears from it again.
+                link.quarantined_until_ns = 0
             link.collections[collection.collection_id] = None
             collection.parents[parent.host_id] = None
         for host_id in message.removed:
@@ -99,7 +102,10 @@ class ParentTable:
             if len(self._state.links) >= self._state.limits.parents_max:
                 return None
             link = self._new_link(parent)
-        if max(link.quarantined_until_ns, link.busy_until_ns) > self._state.now_ns:
+        if (
+            max(link.quarantined_until_ns, link.busy_until_ns, link.no_pulls_until_ns)
+            > self._state.now_ns
+        ):
             return None
         link.collections[collection.collection_id] = None
         link.met_ns = self._state.now_ns
@@ -135,7 +141,8 @@ class ParentTable:
         tasks that flow by a plan are opened when they are needed."""
         wanted = self._wanted_tasks()
         up = 0
-        for link in list(self._state.links.values()):
+        # There is room for so many only: those that feed this host come first.
+        for link in sorted(self._state.links.values(), key=lambda link: not link.feeds):
             needed = False
             tasks: dict[TaskId, Task] = {}
             for collection_id in link.collections:
@@ -345,6 +352,7 @@ class ParentTable:
         # Half of the time is drawn: hosts that lost the same parent do not come back as one.
         duration_ns = duration_ns // 2 + int(duration_ns // 2 * self._state.dice.random())
         link.strikes += 1
+        link.lost = reason is Reason.PEER_LOST
         link.last_strike_ns = now_ns
         link.quarantined_until_ns = max(link.quarantined_until_ns, now_ns + duration_ns)
         self._refresh_at(link.quarantined_until_ns)

@@ -171,10 +171,14 @@ class Link:
     last_active_ns: int = 0
     strikes: int = 0
     last_strike_ns: int = 0
+    lost: bool = False
+    """The last strike was for a connection that broke or did not come about."""
     quarantined_until_ns: int = 0
     received_bytes: int = 0
     """Since the last report."""
     busy_until_ns: int = 0
+    no_pulls_until_ns: int = 0
+    """It lets nobody pull now; what it feeds this host comes all the same."""
     pulls: dict[TaskId, int] = field(default_factory=dict)
     """Pieces to be had from it although it is not their stripe's parent, by task."""
     feeds: "list[tuple[Collection, int]]" = field(default_factory=list)
@@ -246,6 +250,8 @@ class Collection:
     feeds: tuple[HostId, ...] = ()
     """By stripe: the parent that feeds it; "" for none. Empty: no plan, everybody exchanges with
     everybody."""
+    plan_is_old: bool = False
+    """The session in which the plan was made is over."""
     tasks: dict[int, TaskId] = field(default_factory=dict)
     """By number: the task that each source was found to be."""
     first: int = 0
@@ -358,11 +364,12 @@ class PeerState:
         return not self.scheduled and lost_for_ns >= self.limits.scheduler_grace_ns
 
     def planned(self, task: Task) -> bool:
-        """Whether the task flows by the scheduler's plan: stripes from assigned parents."""
+        """Whether the task flows by the scheduler's plan: stripes from assigned parents. The plan
+        outlives the scheduler by the grace time: its successor needs a moment to make another."""
         return (
             task.flow is not None
             and bool(task.flow.feeds)
-            and self.scheduled
+            and not self.on_our_own
             and task.descriptor.geometry.size_bytes is not None
             and task.descriptor.ranges
         )

@@ -1,8 +1,8 @@
 """How fast a swarm really flows, host by host: whose upload is worth fewer children than it was
 given. Decides slots from what hosts report to hold; never moves anybody itself.
 
-A host that takes in less than half of what the others do is slow, whatever the reason: it feeds
-nobody. A parent that is ahead of all its children in the stripe that it feeds them, and does not
+A host that takes in less than half of what the others do, although most of its parents have
+more for it, is slow: it feeds nobody. One that is behind together with its parents is not. A parent that is ahead of all its children in the stripe that it feeds them, and does not
 bring them what the swarm's stripes bring, is as good as what it does bring. Both are told to nobody
 beforehand, and both are looked at again after a while.
 """
@@ -78,7 +78,8 @@ class Flow:
         median = totals[len(totals) // 2]
         for host_id, gains in gained.items():
             place = overlay.place(host_id)
-            if place.slots and sum(gains) < SLOW_SHARE * median * _fair_share(place):
+            slow = sum(gains) < SLOW_SHARE * median * _fair_share(place)
+            if place.slots and slow and self._lags_by_itself(overlay, host_id):
                 self.lower(overlay, host_id, 0, now_ns)
             elif not place.slots and self._is_over(host_id, now_ns) and sum(gains) > median // 2:
                 del self.slowed[host_id]
@@ -90,6 +91,17 @@ class Flow:
             if sum(gains) >= SLOW_SHARE * median * _fair_share(overlay.place(host_id))
         }
         self._judge_parents(overlay, fit, median / STRIPES, now_ns)
+
+    def _lags_by_itself(self, overlay: Overlay, host_id: HostId) -> bool:
+        """Whether most of a host's parents have more for it than it takes in. Where they lack it
+        too, the fault is above them."""
+        mine = self.counts[host_id]
+        ahead = [
+            parent in self.counts and self.counts[parent][stripe] - mine[stripe] >= BEHIND_UNITS
+            for stripe, tree in enumerate(overlay.parents)
+            if (parent := tree.get(host_id)) is not None
+        ]
+        return 2 * sum(ahead) >= len(ahead)
 
     def _is_over(self, host_id: HostId, now_ns: int) -> bool:
         return host_id in self.slowed and now_ns - self.slowed[host_id] >= PROBATION_NS

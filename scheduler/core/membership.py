@@ -23,7 +23,12 @@ SETTLE_NS = 1 * SECOND_NS
 """How long a task that is known only from an unfinished inventory gets no lease: a scheduler that
 was restarted must first hear from the other hosts what they hold."""
 
-AWAY_NS = 300 * MILLISECOND_NS
+SETTLE_HOSTS = 16
+SETTLE_QUIET_NS = 250 * MILLISECOND_NS
+"""Once so many hosts were heard and none of them had anything new for so long, the task is known
+well enough: all of a swarm hold much the same."""
+
+AWAY_NS = 150 * MILLISECOND_NS
 """A host whose stream broke for longer feeds nobody until it is back."""
 
 INTERVAL_CHANGE = 1.5
@@ -196,7 +201,7 @@ class Membership:
         if task is None:
             task = self._sources.new_task(descriptor)
             if not holding.sealed:
-                task.settle_until_ns = self._state.now_ns + SETTLE_NS
+                task.settle_until_ns = task.settle_latest_ns = self._state.now_ns + SETTLE_NS
         elif task.descriptor.geometry.size_bytes is None and (
             descriptor.geometry.size_bytes is not None
         ):
@@ -219,9 +224,20 @@ class Membership:
             )
         elif source.task_id is None:
             source.task_id = descriptor.task_id
+        news = holding.held & ~task.covered
         self._swarms.holds(task, host_id, holding.held)
+        self._settle(task, news=bool(news))
         if holding.sealed:
             task.sealed[host_id] = None
+
+    def _settle(self, task: Task, *, news: bool) -> None:
+        """One more host of a task that is not settled told what it holds."""
+        now_ns = self._state.now_ns
+        if task.settle_until_ns <= now_ns or len(task.holders) < SETTLE_HOSTS:
+            return
+        if news or task.settle_until_ns == task.settle_latest_ns:
+            task.settle_until_ns = min(task.settle_latest_ns, now_ns + SETTLE_QUIET_NS)
+            self._leases.changed(task)
 
     # ------------------------------------------------------------ coming and going
 

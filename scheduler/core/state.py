@@ -158,6 +158,7 @@ class Task:
     digests_asked: HostId | None = None
     settle_until_ns: int = 0
     """After a restart: no lease before the other hosts had time to say what they hold."""
+    settle_latest_ns: int = 0
     origin_failures: int = 0
     last_failure: str = ""
 

@@ -11,7 +11,7 @@ from peer.core.swarm_view import SwarmView, fold
 from shoal.wire import bitfield
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId
-from tests.unit.peer.core_rig import COLLECTION, TASK, Rig
+from tests.unit.peer.core_rig import COLLECTION, PIECE, TASK, Rig
 
 STANDING = 2
 """Standing requests of one stripe at a parent that was not measured yet."""
@@ -124,12 +124,76 @@ def test_a_new_parent_is_asked_for_what_the_old_one_does_not_have() -> None:
     assert link(rig, "b").feeds == []
 
 
-def test_without_a_scheduler_no_plan_holds() -> None:
+def test_without_a_scheduler_a_plan_holds_for_the_grace_time() -> None:
     rig = planned("a", "b")
     rig.feed(ev.SchedulerDown, session=1)
+    rig.tick(1_900)
+    rig.fetched(request(rig, "a", 0))
+    assert open_at(rig, "a") == [2, 4]
+    rig.tick(200)
     assert rig.engine.state.collections[COLLECTION].feeds == ()
     assert link(rig, "a").feeds == link(rig, "b").feeds == []
     assert link(rig, "a").pulls == {}
+
+
+def test_the_next_scheduler_has_the_grace_time_to_make_a_plan() -> None:
+    rig = planned("a", "b")
+    rig.feed(ev.SchedulerDown, session=1)
+    rig.tick(1_000)
+    rig.up(session=2)
+    rig.tick(1_900)
+    assert link(rig, "a").feeds
+    rig.tick(200)
+    assert rig.engine.state.collections[COLLECTION].feeds == ()
+
+
+def test_a_plan_of_the_next_scheduler_lasts() -> None:
+    rig = planned("a", "b")
+    rig.feed(ev.SchedulerDown, session=1)
+    rig.up(session=2)
+    rig.tell(
+        msg.Assigned(collection_id=COLLECTION, unit_bytes=PIECE, parents=(HostId("b"), HostId("a"))),
+        session=2,
+    )
+    rig.tick(5_000)
+    assert open_at(rig, "b") == [0, 2]
+    assert open_at(rig, "a") == [1, 3]
+
+
+def test_a_parent_that_was_gone_and_is_named_again_is_asked_at_once() -> None:
+    rig = planned("a", "b")
+    rig.feed(ev.ParentClosed, connection_id=sum(map(ord, "a")), reason=Reason.PEER_LOST, detail="")
+    assert link(rig, "a").quarantined_until_ns > rig.now_ns
+    rig.plan("a", "b")
+    assert rig.one(fx.Connect).host_id == "a"
+
+
+def test_a_parent_that_sent_false_bytes_is_not_asked_again_because_it_is_named() -> None:
+    rig = planned("a", "b")
+    rig.fetch_fails(request(rig, "a", 0), Reason.PEER_CORRUPT)
+    rig.plan("b", "a")
+    assert link(rig, "a").quarantined_until_ns > rig.now_ns
+    assert not open_at(rig, "a")
+
+
+def test_those_that_feed_are_connected_before_any_others() -> None:
+    rig = Rig(parents_max=2).start(8)
+    rig.parent(1, held=0)
+    rig.parent(2, held=0)
+    rig.plan("a", "b")
+    assert {one.host_id for one in rig.of(fx.Connect)} == {"a", "b"}
+
+
+def test_a_parent_that_lets_nobody_pull_feeds_all_the_same() -> None:
+    rig = planned("a", "")
+    rig.directory("a")
+    rig.map((0, 0b10))
+    assert open_at(rig, "a") == [0, 2, 1], "two of its stripe, and a pull"
+    pull = 1
+    rig.fetch_fails(request(rig, "a", pull), Reason.PEER_BUSY, retry_after_ms=100)
+    rig.fetched(request(rig, "a", 0))
+    assert open_at(rig, "a")[:2] == [2, 4]
+    assert pull not in open_at(rig, "a")
 
 
 def test_a_parent_that_is_named_after_the_plan_feeds_as_well() -> None:

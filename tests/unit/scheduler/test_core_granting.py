@@ -300,7 +300,7 @@ def test_what_only_a_host_that_is_away_holds_is_leased_again() -> None:
     (holder,) = task.holders
     rig.disconnect(holder)
     del rig.sessions[holder]
-    rig.wait(0.2)
+    rig.wait(0.1)
     assert not rig.engine.state.leases, "it may be back in a moment"
     rig.wait(0.2)
     assert {lease.host_id for lease in rig.engine.state.leases.values()}
