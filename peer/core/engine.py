@@ -87,6 +87,7 @@ class PeerEngine:
         state.now_ns = event.now_ns
         state.forget_past_wake_ups()
         self._handlers[type(event)](event)
+        self._parents.refresh_if_stale()
         self._reads.fill()
         self._fetcher.fill()
         self._uploads.serve_awaited()

@@ -92,14 +92,7 @@ class Feeds:
         )
         late_ns = LATE_NS_MIN
         if rates:
-            piece_s = (
-                max(
-                    self._state.tasks[task_id].descriptor.geometry.piece_length_bytes
-                    for task_id in collection.tasks.values()
-                    if task_id in self._state.tasks
-                )
-                / rates[len(rates) // 2]
-            )
+            piece_s = collection.piece_bytes_max / rates[len(rates) // 2]
             late_ns = max(late_ns, min(LATE_NS_MAX, int(LATE_PIECES * piece_s * SECOND_NS)))
         return late_ns
 

@@ -346,15 +346,7 @@ class Fetcher:
         if event.reason is None:
             self._stored(fetch, event)
         elif event.reason is Reason.PEER_BUSY:
-            until_ns = self._state.now_ns + event.retry_after_ms * MILLISECOND_NS
-            if fetch.feed is None and self._state.planned(task):
-                link.no_pulls_until_ns = until_ns
-            else:
-                link.busy_until_ns = until_ns
-            self._all_dirty = True
-            if fetch.feed is None:
-                # Meanwhile others may bring what was to be pulled from there.
-                self._feeds.drop_pulls(link)
+            self._busy(fetch, event.retry_after_ms)
         elif event.reason in LOCAL_FAULTS:
             self._on_local_failure(task, event.reason, event.detail)
         else:
@@ -365,6 +357,18 @@ class Fetcher:
                 self._keeper.convict(task, fetch.piece, link.host_id, event.reason)
             elif event.reason in PARENT_FAULTS:
                 self._parents.strike(link.host_id, event.reason)
+
+    def _busy(self, fetch: Fetch, retry_after_ms: int) -> None:
+        link = fetch.link
+        until_ns = self._state.now_ns + retry_after_ms * MILLISECOND_NS
+        if fetch.feed is None and self._state.planned(fetch.task):
+            link.no_pulls_until_ns = until_ns
+        else:
+            link.busy_until_ns = until_ns
+        self._all_dirty = True
+        if fetch.feed is None:
+            # Meanwhile others may bring what was to be pulled from there.
+            self._feeds.drop_pulls(link)
 
     def _stored(self, fetch: Fetch, event: FetchEnded) -> None:
         task, link = fetch.task, fetch.link

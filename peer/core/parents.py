@@ -50,6 +50,7 @@ class ParentTable:
         self._state = state
         self._on_change = on_change
         self._refresh_at_ns: int | None = None
+        self._stale = False
 
     # ------------------------------------------------------------ membership
 
@@ -137,8 +138,16 @@ class ParentTable:
         self.refresh()
 
     def refresh(self) -> None:
+        """What is needed may have changed: it is looked at once at the end of the event, however
+        many tasks the event is about."""
+        self._stale = True
+
+    def refresh_if_stale(self) -> None:
         """Connects what is needed, opens channels, closes what is not needed any more. Channels of
         tasks that flow by a plan are opened when they are needed."""
+        if not self._stale:
+            return
+        self._stale = False
         wanted = self._wanted_tasks()
         up = 0
         # There is room for so many only: those that feed this host come first.

@@ -254,6 +254,8 @@ class Collection:
     """The session in which the plan was made is over."""
     tasks: dict[int, TaskId] = field(default_factory=dict)
     """By number: the task that each source was found to be."""
+    piece_bytes_max: int = 0
+    """The longest pieces of any of them."""
     first: int = 0
     """Tasks with smaller numbers are all here."""
     directory: dict[int, Parent] = field(default_factory=dict)

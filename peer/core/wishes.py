@@ -240,6 +240,9 @@ class Wishes:
             n for n, s in enumerate(collection.sources) if s.source_id == wish.source.source_id
         )
         collection.tasks[number] = task.task_id
+        collection.piece_bytes_max = max(
+            collection.piece_bytes_max, task.descriptor.geometry.piece_length_bytes
+        )
         task.flow, task.number = collection, number
         if not task.watchers:
             task.credential = wish.source.credential

@@ -1,10 +1,11 @@
 """How fast a swarm really flows, host by host: whose upload is worth fewer children than it was
 given. Decides slots from what hosts report to hold; never moves anybody itself.
 
-A host that takes in less than half of what the others do, although most of its parents have
-more for it, is slow: it feeds nobody. One that is behind together with its parents is not. A parent that is ahead of all its children in the stripe that it feeds them, and does not
-bring them what the swarm's stripes bring, is as good as what it does bring. Both are told to nobody
-beforehand, and both are looked at again after a while.
+A host that takes in less than half of what the others do, although most of its parents have more
+for it, is slow: it feeds nobody. One that is behind together with its parents is not. A parent that
+is ahead of all its children in the stripe that it feeds them, and does not bring them what the
+swarm's stripes bring, is as good as what it does bring. Both are told to nobody beforehand, and
+both are looked at again after a while.
 """
 
 from dataclasses import dataclass, field

@@ -152,7 +152,9 @@ def test_a_plan_of_the_next_scheduler_lasts() -> None:
     rig.feed(ev.SchedulerDown, session=1)
     rig.up(session=2)
     rig.tell(
-        msg.Assigned(collection_id=COLLECTION, unit_bytes=PIECE, parents=(HostId("b"), HostId("a"))),
+        msg.Assigned(
+            collection_id=COLLECTION, unit_bytes=PIECE, parents=(HostId("b"), HostId("a"))
+        ),
         session=2,
     )
     rig.tick(5_000)

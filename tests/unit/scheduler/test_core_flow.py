@@ -144,6 +144,19 @@ def test_a_child_that_is_slow_itself_says_nothing_about_its_parent() -> None:
     assert all(swarm.slots(child) == 0 for child in fed)
 
 
+def test_a_host_that_is_behind_together_with_its_parents_is_not_slow() -> None:
+    swarm = Swarm()
+    leaf = swarm.names[-1]
+    parents = [tree[leaf] for tree in swarm.overlay.parents]
+    starved = dict.fromkeys((leaf, *parents), [1] * STRIPES)
+    for parent in parents:
+        for tree in swarm.overlay.parents:
+            if parent in tree:
+                starved[tree[parent]] = [1] * STRIPES
+    swarm.window(starved)
+    assert swarm.slots(leaf) == STRIPES
+
+
 def test_little_progress_of_all_says_nothing() -> None:
     swarm = Swarm()
     few = dict.fromkeys(swarm.names, [(UNITS_MIN - 2) // STRIPES] * STRIPES)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scheduler.core.membership import SETTLE_HOSTS
 from scheduler.core.overlay import STRIPES
 from shoal.wire import bitfield
 from shoal.wire import control as msg
@@ -330,6 +331,51 @@ def test_a_restarted_scheduler_waits_before_it_leases_what_others_may_hold() -> 
     rig.connect("b", holdings=(rest,))
     rig.wait(1)
     assert mask(rig.granted("a")) == 0b1000
+
+
+def crowd_comes_back(rig: Rig, held: list[int]) -> None:
+    """Many hosts of a task are heard again, each with what it holds."""
+    for number, pieces in enumerate(held):
+        part = msg.Holding(descriptor=descriptor_of(8), held=pieces, sealed=False)
+        rig.connect(f"h{number}", join_of(member()), holdings=(part,))
+    rig.answer("h0", pieces=8)
+
+
+def leased_pieces(rig: Rig) -> int:
+    pieces = 0
+    for lease in rig.engine.state.leases.values():
+        pieces |= lease.pieces
+    return pieces
+
+
+def test_a_restarted_scheduler_leases_once_a_crowd_has_nothing_new_to_tell() -> None:
+    rig = Rig()
+    crowd_comes_back(rig, [0b11] * SETTLE_HOSTS)
+    rig.wait(0.2)
+    assert not leased_pieces(rig)
+    rig.wait(0.1)
+    assert leased_pieces(rig) & 0b100
+
+
+def test_a_restarted_scheduler_waits_on_while_a_crowd_tells_news() -> None:
+    rig = Rig()
+    crowd_comes_back(rig, [0b11] * SETTLE_HOSTS)
+    for number, held in enumerate((0b111, 0b1111, 0b11111, 0b111111)):
+        rig.wait(0.2)
+        part = msg.Holding(descriptor=descriptor_of(8), held=held, sealed=False)
+        rig.connect(f"late{number}", holdings=(part,))
+        assert not leased_pieces(rig)
+    rig.wait(0.25)
+    assert leased_pieces(rig) == 0b11000000, "after a second at the latest"
+
+
+def test_few_hosts_are_waited_for_to_the_end() -> None:
+    rig = Rig()
+    crowd_comes_back(rig, [0b11] * (SETTLE_HOSTS - 1))
+    rig.wait(0.9)
+    assert not leased_pieces(rig)
+    rig.wait(0.2)
+    assert leased_pieces(rig)
 
 
 def test_a_restarted_scheduler_adopts_the_leases_that_hosts_still_read() -> None:
