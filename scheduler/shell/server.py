@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from scheduler.core.events import AnyEvent, FromHost, HostConnected, HostDisconnected
+from scheduler.shell.gathering import Gathering
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
 from shoal.runtime.control_codec import (
@@ -152,6 +153,7 @@ class ControlServer:
         self._stopping = False
         self._log = Log("scheduler.shell.server")
         self._joins = JoinMemory()
+        self._gathering = Gathering()
         self.counters = ServerCounters()
 
     @property
@@ -226,7 +228,7 @@ class ControlServer:
             target.queue.clear()
             target.end(Reason.OVERLOADED, "the host reads too slowly")
             return
-        target.wake()
+        self._gathering.call(target.wake)
 
     def close_session(self, session: int, reason: Reason, detail: str) -> None:
         """Ends a stream after what was queued for it was sent, or soon in any case."""
