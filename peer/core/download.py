@@ -322,6 +322,7 @@ class TaskKeeper:
         """The rule of what may be announced changed (a session began or ended)."""
         for task in self._state.tasks.values():
             self._queue_announcement(task)
+            self._advance(task)
 
     def flush_if_due(self) -> None:
         """Announces what is new, in batches. Called at the end of every event."""

@@ -87,6 +87,7 @@ class PeerEngine:
         state.now_ns = event.now_ns
         state.forget_past_wake_ups()
         self._handlers[type(event)](event)
+        self._drop_old_plans()
         self._parents.refresh_if_stale()
         self._reads.fill()
         self._fetcher.fill()
@@ -250,6 +251,7 @@ class PeerEngine:
         self.state.loaded = True
         self.state.generation = event.generation
         self.state.session_lost_ns = event.now_ns
+        self._drop_plans_after_grace()
         for stored in event.tasks:
             self._keeper.load(stored)
 
@@ -334,19 +336,24 @@ class PeerEngine:
         if session is None or session.number != event.session:
             return
         self.state.session = None
-        self.state.session_lost_ns = event.now_ns
         self._outbox.reset()
         self._keeper.judge_lost()
         for collection in self.state.collections.values():
             collection.plan_is_old = True
         self._wishes.session_lost()
+        if session.ready:
+            self._begin_grace()
+
+    def _begin_grace(self) -> None:
+        """From now on there is no scheduler. A stream on which none ever spoke does not count."""
+        now_ns = self.state.session_lost_ns = self.state.now_ns
         jitter_ns = int(self.state.dice.random() * self.state.limits.orphan_origin_jitter_ns)
         for task in self.state.tasks.values():
             task.origin_retry_at_ns = max(
                 task.origin_retry_at_ns,
-                event.now_ns + self.state.limits.scheduler_grace_ns + jitter_ns,
+                now_ns + self.state.limits.scheduler_grace_ns + jitter_ns,
             )
-        self.state.wake_at(event.now_ns + self.state.limits.scheduler_grace_ns + jitter_ns)
+        self.state.wake_at(now_ns + self.state.limits.scheduler_grace_ns + jitter_ns)
         self._drop_plans_after_grace()
 
     def _drop_plans_after_grace(self) -> None:
@@ -362,6 +369,9 @@ class PeerEngine:
         for collection in self.state.collections.values():
             if collection.plan_is_old and collection.feeds:
                 self._feeds.forget(collection)
+                self._fetcher.plan_over(collection)
+            if self.state.session is not None and self.state.session.ready:
+                self._parents.forget_unnamed(collection, self.state.session.number)
         self._parents.refresh()
         self._keeper.announce_everything()
         for task in self.state.tasks.values():
@@ -473,7 +483,6 @@ class PeerEngine:
         self._reads.changed()
 
     def _tick(self, _event: ev.Tick) -> None:
-        self._drop_old_plans()
         self._parents.tick()
         self._fetcher.tick()
         self._wishes.tick()

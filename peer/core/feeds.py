@@ -273,7 +273,10 @@ class Feeds:
         if not feed:
             return False
         link = self._state.links.get(feed)  # type: ignore[call-overload]
-        return link is not None and link.quarantined_until_ns <= self._state.now_ns
+        return (
+            link is not None
+            and max(link.quarantined_until_ns, link.feeds_again_ns) <= self._state.now_ns
+        )
 
     def _pullable(
         self,

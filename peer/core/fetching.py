@@ -34,6 +34,9 @@ STANDING_MAX = 16
 MAP_LOOK_NS = 500 * MILLISECOND_NS
 """How often it is looked for what is late while nothing new is told."""
 
+REFUSED_NS = 500 * MILLISECOND_NS
+"""How long a host is not asked again by plan for anything when it refused something."""
+
 FIRST_IN_ORDER = 4
 """The first requests of a streamed task all go in order, so that its reader starts at once."""
 
@@ -96,6 +99,12 @@ class Fetcher:
                 self._cancel(fetch)
         self._all_dirty = True
         self.map_changed(collection)
+
+    def plan_over(self, collection: Collection) -> None:
+        """Nobody feeds anything any more: what parents were to bring may come from anybody."""
+        for fetch in list(self._state.fetches.values()):
+            if fetch.feed is not None and fetch.feed[0] == collection.collection_id:
+                self._cancel(fetch)
 
     def task_changed(self, _task: Task) -> None:
         """Pieces of a task may be requested from anybody again."""
@@ -211,6 +220,13 @@ class Fetcher:
                 pulling += 1
                 if not self._send(link, task, piece):
                     return False
+        return self._fill_feeds(link)
+
+    def _fill_feeds(self, link: Link) -> bool:
+        if link.feeds and link.feeds_again_ns > self._state.now_ns:
+            self._blocked[link.host_id] = link
+            self._state.wake_at(link.feeds_again_ns)
+            return True
         for collection, stripe in link.feeds:
             feed = (collection.collection_id, stripe)
             # As deep as it was last found to be worth: most of the time it is full. Several
@@ -353,6 +369,7 @@ class Fetcher:
             self._all_dirty = True
             if event.reason in (Reason.NOT_HELD, Reason.UNKNOWN_TASK, Reason.UNAUTHORIZED):
                 self._not_held(fetch)
+                self._refused(fetch)
             elif event.reason is Reason.PEER_CONTRADICTED or event.reason is Reason.PEER_CORRUPT:
                 self._keeper.convict(task, fetch.piece, link.host_id, event.reason)
             elif event.reason in PARENT_FAULTS:
@@ -380,6 +397,7 @@ class Fetcher:
             if not task.held >> fetch.piece & 1:
                 self._state.emit(DropPieces(task_id=task.task_id, pieces=1 << fetch.piece))
             self._not_held(fetch)
+            self._refused(fetch)
             self._all_dirty = True
             return
         task.peer_bytes += fetch.length_bytes
@@ -401,6 +419,14 @@ class Fetcher:
         if channel is not None and channel.held >> fetch.piece & 1:
             channel.held &= ~(1 << fetch.piece)
             fetch.task.availability.remove(1 << fetch.piece)
+
+    def _refused(self, fetch: Fetch) -> None:
+        """Where a plan holds, requests do not follow what a parent told: what it refuses would be
+        asked for again and again."""
+        if fetch.feed is not None:
+            fetch.link.feeds_again_ns = self._state.now_ns + REFUSED_NS
+        elif self._state.planned(fetch.task):
+            fetch.link.no_pulls_until_ns = self._state.now_ns + REFUSED_NS
 
     def _forget(self, fetch: Fetch) -> None:
         del self._state.fetches[fetch.request_id]
@@ -451,7 +477,10 @@ class Fetcher:
         now_ns = self._state.now_ns
         self._give_up_late(now_ns)
         for host_id, link in list(self._blocked.items()):
-            if max(link.quarantined_until_ns, link.busy_until_ns) <= now_ns:
+            blocked_until_ns = max(
+                link.quarantined_until_ns, link.busy_until_ns, link.feeds_again_ns
+            )
+            if blocked_until_ns <= now_ns:
                 del self._blocked[host_id]
                 self.link_changed(link)
 

@@ -68,11 +68,12 @@ class ParentTable:
                 link.quarantined_until_ns = 0
                 if link.phase is LinkPhase.UP and link.connection_id is not None:
                     self._state.emit(Disconnect(connection_id=link.connection_id))
-            elif link.lost and link.phase is LinkPhase.IDLE:
+            elif link.phase is LinkPhase.IDLE:
                 # It was gone, and the scheduler hears from it again.
-                link.quarantined_until_ns = 0
+                link.quarantined_until_ns = min(link.quarantined_until_ns, link.wrong_until_ns)
             link.collections[collection.collection_id] = None
-            collection.parents[parent.host_id] = None
+            session = self._state.session
+            collection.parents[parent.host_id] = session.number if session is not None else 0
         for host_id in message.removed:
             collection.parents.pop(host_id, None)
             link = self._state.links.get(host_id)
@@ -127,6 +128,17 @@ class ParentTable:
                 link.collections.clear()
                 self._release(link)
                 return
+
+    def forget_unnamed(self, collection: Collection, session: int) -> None:
+        """A new scheduler had time to name parents: those of the last one that bring nothing are
+        let go, or they would add up."""
+        for host_id, named_in in list(collection.parents.items()):
+            link = self._state.links.get(host_id)
+            if named_in != session and (link is None or not (link.requests or link.feeds)):
+                del collection.parents[host_id]
+                if link is not None:
+                    link.collections.pop(collection.collection_id, None)
+        self.refresh()
 
     def forget_collection(self, collection: Collection) -> None:
         """The collection is no longer wanted: links that served only it are closed."""
@@ -272,7 +284,7 @@ class ParentTable:
         link = self._state.links.get(event.host_id)
         if link is not None and link.phase is LinkPhase.CONNECTING:
             link.phase = LinkPhase.IDLE
-            self.strike(link.host_id, event.reason)
+            self.strike(link.host_id, event.reason, lost=True)
 
     def closed(self, event: ParentClosed) -> None:
         """A connection is gone."""
@@ -285,7 +297,7 @@ class ParentTable:
         link.phase = LinkPhase.IDLE
         link.connection_id = None
         if link.collections and event.reason is not Reason.CANCELLED:
-            self.strike(link.host_id, event.reason)
+            self.strike(link.host_id, event.reason, lost=event.reason is Reason.PEER_LOST)
         self.refresh()
 
     def opened(self, event: ParentOpened) -> None:
@@ -345,8 +357,9 @@ class ParentTable:
 
     # ------------------------------------------------------------ health
 
-    def strike(self, host_id: HostId, reason: Reason) -> None:
-        """A parent failed us: quarantine it for a time that doubles with each strike."""
+    def strike(self, host_id: HostId, reason: Reason, *, lost: bool = False) -> None:
+        """A parent failed us: quarantine it for a time that doubles with each strike. `lost`: there
+        is no connection to it."""
         link = self._state.links.get(host_id)
         if link is None:
             return
@@ -361,9 +374,10 @@ class ParentTable:
         # Half of the time is drawn: hosts that lost the same parent do not come back as one.
         duration_ns = duration_ns // 2 + int(duration_ns // 2 * self._state.dice.random())
         link.strikes += 1
-        link.lost = reason is Reason.PEER_LOST
         link.last_strike_ns = now_ns
         link.quarantined_until_ns = max(link.quarantined_until_ns, now_ns + duration_ns)
+        if not lost:
+            link.wrong_until_ns = max(link.wrong_until_ns, now_ns + duration_ns)
         self._refresh_at(link.quarantined_until_ns)
         if wrong:
             self._state.emit(

@@ -171,14 +171,16 @@ class Link:
     last_active_ns: int = 0
     strikes: int = 0
     last_strike_ns: int = 0
-    lost: bool = False
-    """The last strike was for a connection that broke or did not come about."""
     quarantined_until_ns: int = 0
+    wrong_until_ns: int = 0
+    """The end of the quarantine for anything but a connection that broke or did not come about."""
     received_bytes: int = 0
     """Since the last report."""
     busy_until_ns: int = 0
     no_pulls_until_ns: int = 0
     """It lets nobody pull now; what it feeds this host comes all the same."""
+    feeds_again_ns: int = 0
+    """It refused what it was to bring as a stripe's parent: it is asked again then."""
     pulls: dict[TaskId, int] = field(default_factory=dict)
     """Pieces to be had from it although it is not their stripe's parent, by task."""
     feeds: "list[tuple[Collection, int]]" = field(default_factory=list)
@@ -245,7 +247,8 @@ class Collection:
     sources: tuple[Source, ...]
     downloads: dict[DownloadId, None] = field(default_factory=dict)
     joined: bool = False
-    parents: dict[HostId, None] = field(default_factory=dict)
+    parents: dict[HostId, int] = field(default_factory=dict)
+    """Whom the scheduler named, with the session in which it did."""
     unit_bytes: int = 0
     feeds: tuple[HostId, ...] = ()
     """By stripe: the parent that feeds it; "" for none. Empty: no plan, everybody exchanges with

@@ -98,9 +98,10 @@ class Flow:
         too, the fault is above them."""
         mine = self.counts[host_id]
         ahead = [
-            parent in self.counts and self.counts[parent][stripe] - mine[stripe] >= BEHIND_UNITS
+            self.counts[parent][stripe] - mine[stripe] >= BEHIND_UNITS
             for stripe, tree in enumerate(overlay.parents)
-            if (parent := tree.get(host_id)) is not None
+            # One that had everything from the start was never counted.
+            if (parent := tree.get(host_id)) is not None and parent in self.counts
         ]
         return 2 * sum(ahead) >= len(ahead)
 

@@ -28,7 +28,7 @@ SETTLE_QUIET_NS = 250 * MILLISECOND_NS
 """Once so many hosts were heard and none of them had anything new for so long, the task is known
 well enough: all of a swarm hold much the same."""
 
-AWAY_NS = 150 * MILLISECOND_NS
+AWAY_NS = 250 * MILLISECOND_NS
 """A host whose stream broke for longer feeds nobody until it is back."""
 
 INTERVAL_CHANGE = 1.5

@@ -190,7 +190,7 @@ def test_what_is_cut_short_or_is_no_answer_is_an_error(tmp_path: Path, answer: b
 def test_a_daemon_that_hangs_is_left(daemon: LocalDaemon) -> None:
     daemon.downloads.add(URL, b"content")
     daemon.downloads.gate.clear()
-    client = LocalClient(daemon.socket, deadline_s=0.0)
+    client = LocalClient(daemon.socket, deadline_s=0.1)
     with pytest.raises(DaemonError) as caught:
         list(client.lines("/v1/downloads", {"urls": [{"url": URL}]}))
     assert caught.value.reason in ("timeout", "failed")

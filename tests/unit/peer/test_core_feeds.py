@@ -11,7 +11,7 @@ from peer.core.swarm_view import SwarmView, fold
 from shoal.wire import bitfield
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId
-from tests.unit.peer.core_rig import COLLECTION, PIECE, TASK, Rig
+from tests.unit.peer.core_rig import COLLECTION, PIECE, TASK, TOKEN, Rig, describe
 
 STANDING = 2
 """Standing requests of one stripe at a parent that was not measured yet."""
@@ -176,6 +176,92 @@ def test_a_parent_that_sent_false_bytes_is_not_asked_again_because_it_is_named()
     rig.plan("b", "a")
     assert link(rig, "a").quarantined_until_ns > rig.now_ns
     assert not open_at(rig, "a")
+
+
+def test_a_lost_connection_does_not_wash_false_bytes_away() -> None:
+    rig = planned("a", "b")
+    rig.fetch_fails(request(rig, "a", 0), Reason.PEER_CORRUPT)
+    until_ns = link(rig, "a").quarantined_until_ns
+    rig.feed(ev.ParentClosed, connection_id=sum(map(ord, "a")), reason=Reason.PEER_LOST, detail="")
+    rig.plan("a", "b")
+    assert link(rig, "a").quarantined_until_ns >= until_ns
+    assert not rig.of(fx.Connect)
+
+
+def test_what_a_parent_refuses_is_not_asked_for_again_at_once() -> None:
+    rig = planned("a", "b")
+    rig.fetch_fails(request(rig, "a", 0), Reason.NOT_HELD)
+    assert 0 not in open_at(rig, "a")
+    rig.directory("h0")
+    rig.map((0, 0b1))
+    assert pulled_from(rig) == ["h0"], "its stripe is pulled meanwhile"
+    rig.connects("h0", 0b1)
+    rig.fetch_fails(request(rig, "h0", 0), Reason.NOT_HELD)
+    rig.map((0, 0b1))
+    assert not open_at(rig, "h0")
+    rig.tick(550)
+    assert 0 in open_at(rig, "a") + open_at(rig, "h0")
+
+
+def test_a_session_in_which_no_scheduler_spoke_does_not_prolong_a_plan() -> None:
+    rig = planned("a", "b")
+    rig.feed(ev.SchedulerDown, session=1)
+    for session in range(2, 10):
+        rig.tick(400)
+        rig.feed(ev.SchedulerUp, session=session)
+        rig.feed(ev.SchedulerDown, session=session)
+    assert rig.engine.state.on_our_own
+    assert rig.engine.state.collections[COLLECTION].feeds == ()
+
+
+def test_when_a_plan_is_over_its_requests_are_too() -> None:
+    rig = planned("a", "b", pieces=4)
+    rig.feed(ev.SchedulerDown, session=1)
+    assert open_at(rig, "a")
+    rig.tick(2_000)
+    assert not open_at(rig, "a")
+    assert rig.task.flying_mask == 0
+    rig.tick(2_100)
+    assert rig.all(fx.ReadOrigin), "nobody else has it"
+
+
+def test_the_end_of_the_grace_time_is_not_missed() -> None:
+    rig = planned("a", "b")
+    rig.feed(ev.SchedulerDown, session=1)
+    rig.feed(ev.ParentActive, after_ms=2_000, connection_id=sum(map(ord, "a")))
+    assert rig.engine.state.collections[COLLECTION].feeds == ()
+
+
+def test_what_came_within_the_grace_time_is_read_when_it_is_over() -> None:
+    rig = Rig()
+    rig.up()
+    rig.want(demand=msg.Demand.STREAMING)
+    rig.described(describe(8))
+    rig.tell(msg.SwarmToken(task_id=TASK, token=TOKEN, ttl_ms=60_000))
+    rig.open()
+    rig.plan("a", "")
+    rig.connects("a")
+    rig.feed(ev.SchedulerDown, session=1)
+    rig.fetched(request(rig, "a", 0))
+    assert not rig.all(fx.PrefixReadable)
+    rig.tick(2_000)
+    assert rig.all(fx.PrefixReadable)
+
+
+def test_parents_that_only_the_last_scheduler_named_are_let_go() -> None:
+    rig = planned("a", "b")
+    rig.parent(7, held=0)
+    rig.feed(ev.SchedulerDown, session=1)
+    rig.up(session=2)
+    named = (msg.Parent(host_id=HostId("c"), addresses=(msg.Address("10.0.0.1", 9),)),)
+    rig.tell(
+        msg.Parents(collection_id=COLLECTION, added=named),
+        msg.Assigned(collection_id=COLLECTION, unit_bytes=PIECE, parents=(HostId("c"),)),
+        session=2,
+    )
+    rig.tick(2_000)
+    assert list(rig.engine.state.collections[COLLECTION].parents) == ["c"]
+    assert {one.connection_id for one in rig.all(fx.Disconnect)} >= {7}
 
 
 def test_those_that_feed_are_connected_before_any_others() -> None:

@@ -157,6 +157,16 @@ def test_a_host_that_is_behind_together_with_its_parents_is_not_slow() -> None:
     assert swarm.slots(leaf) == STRIPES
 
 
+def test_parents_that_were_never_counted_do_not_protect_a_slow_host() -> None:
+    swarm = Swarm()
+    leaf = swarm.names[-1]
+    for tree in swarm.overlay.parents:
+        swarm.flow.forget(tree[leaf])
+        swarm.names.remove(tree[leaf])
+    swarm.window({leaf: [FULL // 8] * STRIPES}, 2)
+    assert swarm.slots(leaf) == 0
+
+
 def test_little_progress_of_all_says_nothing() -> None:
     swarm = Swarm()
     few = dict.fromkeys(swarm.names, [(UNITS_MIN - 2) // STRIPES] * STRIPES)
