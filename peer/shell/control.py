@@ -27,10 +27,14 @@ METHOD: Final = "/shoal.v1.Control/Connect"
 CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
+BACKOFF_SHARE: Final = 0.25
 OUTGOING_MAX: Final = 1024
 """Batches waiting for a scheduler that does not read; then the stream is given up."""
 
 OPTIONS: Final = (
+    # Within one attempt: a second, as it is by default, is long for a scheduler that restarts.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
     ("grpc.max_send_message_length", CONTROL_MESSAGE_BYTES_MAX + 64 * 1024),
     ("grpc.keepalive_time_ms", 10_000),
@@ -87,17 +91,19 @@ class ControlClient:
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
-        backoff_s = BACKOFF_FIRST_S
+        lost_s = asyncio.get_running_loop().time()
         turn = 0
         while True:
             address = self._addresses[turn % len(self._addresses)]
             turn += 1
             if await self._serve(address):
-                backoff_s = BACKOFF_FIRST_S
+                lost_s = asyncio.get_running_loop().time()
                 turn -= 1
-            # Half of the wait is drawn: hosts that lost one scheduler do not return as one.
+            # A part of the time that it was away: so soon all hosts are back when it is. Half of
+            # the wait is drawn: hosts that lost one scheduler do not return as one.
+            away_s = asyncio.get_running_loop().time() - lost_s
+            backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_FIRST_S, BACKOFF_SHARE * away_s))
             await asyncio.sleep(backoff_s * (0.5 + 0.5 * random.random()))
-            backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
 
     async def _serve(self, address: str) -> bool:
         """One stream from its beginning to its end; whether it ever stood."""
