@@ -29,6 +29,8 @@ from benchmarks.scale.scenarios import SCENARIOS, build
 from shoal.runtime.config_values import parse_size
 from shoal.wire.errors import UsageError
 
+COMPARED_SCENARIOS = ("equal", "zones")
+
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--node-rate", default="25Gb", help="both ways: 25Gb, 3.125GB, or a mix 0.5x,1x,2x,4x")
     add("--origin-rate", default="1x", help="25Gb, 3.125GB, or multiples of a node (default 1x)")
     add("--zones", type=int, default=4, help="in the scenarios with zones (default 4)")
-    add("--scenario", default="equal", help=", ".join(SCENARIOS))
+    add("--scenario", help="default equal, with --compare equal and zones: " + ", ".join(SCENARIOS))
     add("--policy", default="ours", help=", ".join(POLICIES))
     add("--compare", action="store_true", help="run every policy: " + ", ".join(COMPARED))
     add("--seed", type=int, default=1)
@@ -72,7 +74,7 @@ def read(arguments: argparse.Namespace) -> RunOptions:
         node_rates_bytes_s=rates,
         origin_rate_bytes_s=origin,
         zones=arguments.zones,
-        scenario=arguments.scenario,
+        scenario=arguments.scenario or "equal",
         policy=arguments.policy,
         seed=arguments.seed,
         unit_bytes=parse_unit(arguments.unit) if arguments.unit else choose_unit(size_bytes),
@@ -93,6 +95,17 @@ def measure(options: RunOptions, picture: Path | None) -> dict[str, Any]:
     return result
 
 
+def compared(arguments: argparse.Namespace, options: RunOptions) -> list[RunOptions]:
+    """The runs of a comparison. Without a scenario of its own also one with zones, for what crosses
+    between zones is a part of what policies differ in."""
+    scenarios = [arguments.scenario] if arguments.scenario else COMPARED_SCENARIOS
+    return [
+        replace(options, scenario=scenario, policy=policy)
+        for scenario in scenarios
+        for policy in COMPARED
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs and prints. 0: every host finished; 1: some did not, or an invariant broke;
     2: wrong usage."""
@@ -105,20 +118,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
         options = read(arguments)
-        names = COMPARED if arguments.compare else (options.policy,)
         results: list[dict[str, Any]] = []
-        for name in names:
+        for each in compared(arguments, options) if arguments.compare else [options]:
             if arguments.compare:
-                sys.stderr.write(f"{name} ...\n")
+                sys.stderr.write(f"{each.scenario}, {each.policy} ...\n")
             picture = arguments.plot if not results else None
-            results.append(measure(replace(options, policy=name), picture))
+            results.append(measure(each, picture))
     except UsageError as error:
         sys.stderr.write(f"benchmarks.scale: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
     text = (
-        report.as_json(results, many=arguments.compare) if arguments.json else report.table(results)
+        report.as_json(results, many=arguments.compare)
+        if arguments.json
+        else report.tables(results)
     )
     sys.stdout.write(text + "\n")
     return 1 if any(result["failures"] for result in results) else 0

@@ -37,6 +37,14 @@ def as_json(results: Sequence[dict[str, Any]], *, many: bool) -> str:
     return json.dumps(list(results) if many else results[0])
 
 
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """A table for each plan that was run."""
+    plans: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        plans.setdefault(result["scenario"], []).append(result)
+    return "\n\n".join(table(runs) for runs in plans.values())
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Runs of one plan, one line each."""
     first = results[0]

@@ -95,10 +95,19 @@ def test_the_command_prints_one_object_or_a_table(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_all_policies_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--nodes", "4", "--size", "64MiB", "--compare", "--json"]) == 0
+def test_all_policies_are_compared_with_and_without_zones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--nodes", "4", "--zones", "2", "--size", "64MiB", "--compare", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert [result["policy"] for result in results] == list(POLICIES)
+    assert [result["policy"] for result in results] == 2 * list(POLICIES)
+    assert all(result["zone_copies_max"] for result in results[len(POLICIES) :])
+
+
+def test_a_comparison_in_one_scenario_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--nodes", "2", "--size", "16MiB", "--compare", "--scenario", "late"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("seed 1, commit ") == 1
 
 
 def test_wrong_usage_is_told_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
