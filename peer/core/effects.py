@@ -126,7 +126,7 @@ class FetchPiece:
     epoch: int
     """The epoch that the header must name; another one ends the request with NOT_HELD."""
     provisional: bool = False
-    """Epoch 0, of a parent without a scheduler that confirmed the piece, is accepted too."""
+    """Epoch 0, of a parent that has been without a scheduler for long, is accepted too."""
     wait: bool = False
     """A standing request: a parent that does not hold the piece yet sends it when it does."""
 

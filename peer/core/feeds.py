@@ -120,7 +120,7 @@ class Feeds:
         ]
 
     def forget(self, collection: Collection) -> None:
-        """There is no scheduler any more, or the collection is over: no plan holds."""
+        """The plan is over, or the collection is."""
         collection.feeds = ()
         self.parents_named(collection)
         for link in self._state.links.values():

@@ -20,8 +20,8 @@ from shoal.wire.ids import HostId, TaskId
 from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 SETTLE_NS = 1 * SECOND_NS
-"""How long a task that is known only from an unfinished inventory gets no lease: a scheduler that
-was restarted must first hear from the other hosts what they hold."""
+"""How long, at most, a task that is known only from an unfinished inventory gets no lease: a
+scheduler that was restarted must first hear from the other hosts what they hold."""
 
 SETTLE_HOSTS = 16
 SETTLE_QUIET_NS = 250 * MILLISECOND_NS

@@ -159,6 +159,7 @@ class Task:
     settle_until_ns: int = 0
     """After a restart: no lease before the other hosts had time to say what they hold."""
     settle_latest_ns: int = 0
+    """The latest that this may become."""
     origin_failures: int = 0
     last_failure: str = ""
 
