@@ -117,8 +117,8 @@ class PeerLimits:
     streaming_share_percent: int = 25
     """Of a streaming reader's requests, those that go in order while the rest goes rare first."""
     scheduler_grace_ns: int = 2 * SECOND_NS
-    """How long a download waits for a scheduler before it helps itself, and how long the plan and the
-    rules of a lost one hold."""
+    """How long a download waits for a scheduler before it helps itself, and how long the plan and
+    the rules of a lost one hold."""
     orphan_origin_jitter_ns: int = 2 * SECOND_NS
     """Hosts that lost the scheduler turn to the origin spread over this time: no storm."""
     epochs_max: int = 3
