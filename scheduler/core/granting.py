@@ -110,8 +110,9 @@ class Granting:
         collections: dict[CollectionId, None] = {}
         for task in dirty:
             if self._state.tasks.get(task.task_id) is not task or not self._grantable(task):
-                # What was waited for may be over with it.
+                # What was waited for may be over with it, and the next task's turn has come.
                 collections.update(dict.fromkeys(self._held_up))
+                collections.update(dict.fromkeys(task.wanted.values()))
                 continue
             if task.descriptor.geometry.size_bytes is None or not task.descriptor.ranges:
                 self._grant_sequential(task)

@@ -110,6 +110,13 @@ def test_a_comparison_in_one_scenario_is_one_table(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.count("seed 1, commit ") == 1
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_many_small_layers_wait_for_nothing(nodes: int) -> None:
+    options = RunOptions(nodes=nodes, size_bytes=7 * MIB, layers=7, unit_bytes=8 * MIB)
+    result, _ = run(options, build(options), None)
+    assert result["makespan_s"] < 1.0
+
+
 def test_wrong_usage_is_told_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--policy", "magic"]) == 2
     assert "no policy 'magic': one of ours" in capsys.readouterr().err
