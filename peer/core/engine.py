@@ -65,6 +65,7 @@ class PeerEngine:
             on_failure=self._task_failed,
             on_local_failure=self._local_failure,
             on_read=self._origin_brought,
+            ahead_units=self._feeds.ahead_units,
         )
         self._uploads = Uploads(self.state, self._keeper)
         self._wishes = Wishes(

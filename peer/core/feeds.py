@@ -199,6 +199,26 @@ class Feeds:
         """Whether a piece is of a stripe, as units are dealt out now."""
         return task.flow is not None and bool(self._of_stripe(task, stripe) >> piece & 1)
 
+    def ahead_units(self, task: Task) -> int:
+        """How many more units this host has of a stripe that it reads from the origin than of one
+        that it is fed, on average. 0 where it does not do both, or no plan holds."""
+        collection = task.flow
+        if collection is None or not self._state.planned(task):
+            return 0
+        own = sum(1 for feed in collection.feeds if not feed)
+        if not 0 < own < len(collection.feeds):
+            return 0
+        missing_own = missing_fed = 0
+        for open_task in self._open_tasks(collection):
+            unit_pieces = self._unit_pieces(open_task)
+            for stripe, feed in enumerate(collection.feeds):
+                missing = (open_task.missing & self._of_stripe(open_task, stripe)).bit_count()
+                if feed:
+                    missing_fed += missing // unit_pieces
+                else:
+                    missing_own += missing // unit_pieces
+        return missing_fed // (len(collection.feeds) - own) - missing_own // own
+
     # ------------------------------------------------------------ pulls
 
     def plan_pulls(self, collection: Collection) -> list[tuple[Link, Task, int]]:

@@ -23,6 +23,11 @@ from shoal.wire.limits import MIB, MILLISECOND_NS, RUN_BYTES_MAX
 READ_BUFFER_PIECES = 2
 """Piece buffers that one running origin read may use: one filling, one being written."""
 
+AHEAD_UNITS_MAX = 10
+"""A root that has so many more units of the stripe that it reads than of those that it is fed reads
+one lease after the other: several reads at once only take from its feeds, and leave it behind when
+the others are done. It is ahead by a few anyway, one for each level of the trees."""
+
 SOLO_READ_BYTES_MIN = 4 * MIB
 """A solo host asks for at least so much at once, so that a request's round trip stays small beside
 its transfer."""
@@ -62,7 +67,8 @@ class OriginReads:
     """Keeps leases and running reads.
 
     `on_failure(task, reason, detail)`: a solo read cannot go on; `on_local_failure`: our disk
-    failed; `on_read(task, pieces)`: pieces came from the origin.
+    failed; `on_read(task, pieces)`: pieces came from the origin; `ahead_units(task)`: how many more
+    units this host has of what it reads of the task's collection than of what it is fed.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class OriginReads:
         on_failure: Callable[[Task, Reason, str], None],
         on_local_failure: Callable[[Task, Reason, str], None],
         on_read: Callable[[Task, int], None],
+        ahead_units: Callable[[Task], int],
     ) -> None:
         self._state = state
         self._keeper = keeper
@@ -81,6 +88,7 @@ class OriginReads:
         self._on_failure = on_failure
         self._on_local_failure = on_local_failure
         self._on_read = on_read
+        self._ahead_units = ahead_units
         self._leases: dict[LeaseNumber, HeldRight] = {}
         self._reads: dict[RequestId, RunningRead] = {}
         self._dirty = False
@@ -209,6 +217,8 @@ class OriginReads:
                 self._finish(right, None)
             return
         for first, count in bitfield.ranges(right.pieces & ~task.reading_mask):
+            if self._running() and self._ahead_units(task) >= AHEAD_UNITS_MAX:
+                return  # It is looked at again when a read ends.
             if not self._start(right, task, first, count):
                 return
 

@@ -6,6 +6,7 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.feeds import PULLS_MIN, PULLS_PER_IDLE_STRIPE
+from peer.core.origin_reads import AHEAD_UNITS_MAX
 from peer.core.state import Link
 from peer.core.swarm_view import SwarmView, fold
 from shoal.wire import bitfield
@@ -582,3 +583,38 @@ def test_pulls_are_bounded_though_all_come_from_one_holder() -> None:
     for _ in range(5):
         rig.map((0, (1 << 32) - 1))
     assert rig.task.pulled.bit_count() == first
+
+
+# ---------------------------------------------------------------- roots
+
+
+def test_a_root_that_is_far_ahead_of_its_feeds_reads_one_lease_after_the_other() -> None:
+    rig = planned("", "b", pieces=64)
+    pieces = [2 * number for number in range(AHEAD_UNITS_MAX + 2)]
+    for number, piece in enumerate(pieces[:-2]):
+        rig.lease(piece, 1, number=100 + number)
+        (read,) = rig.of(fx.ReadOrigin)
+        rig.read(read.request_id, piece)
+        rig.read_ends(read.request_id)
+    rig.lease(pieces[-2], 1, number=200)
+    (first,) = rig.of(fx.ReadOrigin)
+    rig.lease(pieces[-1], 1, number=201)
+    assert not rig.of(fx.ReadOrigin), "its feeds have all of its link but one read's part"
+    rig.read(first.request_id, pieces[-2])
+    rig.read_ends(first.request_id)
+    assert rig.one(fx.ReadOrigin).first_piece == pieces[-1]
+
+
+def test_a_root_that_is_fed_as_much_as_it_reads_reads_several_leases_at_once() -> None:
+    rig = planned("", "b", pieces=64)
+    for number in range(4):
+        rig.lease(2 * number, 1, number=100 + number)
+        assert len(rig.of(fx.ReadOrigin)) == 1
+
+
+def test_who_reads_every_stripe_is_ahead_of_nothing() -> None:
+    rig = planned("", "", pieces=64)
+    assert rig.engine.state.planned(rig.task)
+    for number in range(3):
+        rig.lease(4 * number, 4, number=100 + number)
+        assert len(rig.of(fx.ReadOrigin)) == 1
