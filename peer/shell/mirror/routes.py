@@ -166,10 +166,8 @@ class MirrorRoutes:
             return kept
         headers = told_headers(answer.headers.items())
         if request.http.method == "HEAD":
-            response = web.Response(status=answer.status, headers=headers)
-            if "Content-Length" in answer.headers:
-                response.content_length = int(answer.headers["Content-Length"])
-            return response
+            length = headers.popall("Content-Length", [""])[0]
+            return _head(answer.status, headers, int(length) if length.isdigit() else None)
         if answer.status == 200:
             if asked.is_digest and digest_of(body, asked.reference.partition(":")[0]) != (
                 asked.reference
@@ -188,16 +186,14 @@ class MirrorRoutes:
             request.authorization, request.upstream.name, request.asked.repository, granted
         )
 
-    def _kept_manifest(self, request: _Request) -> web.Response | None:
+    def _kept_manifest(self, request: _Request) -> web.StreamResponse | None:
         """A manifest by digest while its registry is away, for whom it lately let have it."""
         kept = self._images.manifest(request.place, request.asked.reference)
         if kept is None or not self._granted(request):
             return None
         headers = {"Docker-Content-Digest": kept.digest, "Content-Type": kept.media_type}
         if request.http.method == "HEAD":
-            response = web.Response(headers={**VERSION_HEADERS, **headers})
-            response.content_length = len(kept.body)
-            return response
+            return _head(200, {**VERSION_HEADERS, **headers}, len(kept.body))
         return web.Response(headers={**VERSION_HEADERS, **headers}, body=kept.body)
 
     # ------------------------------------------------------------ through the swarm
@@ -264,19 +260,17 @@ class MirrorRoutes:
                 (request.asked.reference,),
             )
             if request.http.method == "HEAD" and status == 200 and length.isdigit():
-                told = web.Response(headers=_blob_headers(request.asked.reference))
-                told.headers["Accept-Ranges"] = "bytes"
-                told.content_length = int(length)
-                return told
+                told = {**_blob_headers(request.asked.reference), "Accept-Ranges": "bytes"}
+                return _head(200, told, int(length))
             return None
         if status == 404:
             return refusal(404, "BLOB_UNKNOWN", f"{request.upstream.name} has no such blob")
         # The challenge is what clients need; a HEAD had no body to pass on.
-        told = refusal(status, "UNAUTHORIZED", f"{request.upstream.name} does not allow it")
+        answered = refusal(status, "UNAUTHORIZED", f"{request.upstream.name} does not allow it")
         for name, value in headers.items():
             if name.lower() != "content-type":
-                told.headers.add(name, value)
-        return told
+                answered.headers.add(name, value)
+        return answered
 
     async def _send(
         self, request: _Request, pull: Pull, content: RunningContent
@@ -318,6 +312,13 @@ class MirrorRoutes:
             _abort(http)
             raise
         return response
+
+
+def _head(status: int, headers: Mapping[str, str], length_bytes: int | None) -> web.StreamResponse:
+    """An answer to HEAD: the length of a body that is not sent."""
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = length_bytes
+    return response
 
 
 def _blob_headers(digest: str) -> dict[str, str]:
