@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.runtime.config_values import format_size
+
 
 def commit() -> str:
     """The commit that runs, `-dirty` if files differ from it; `unknown` outside of git."""
@@ -142,7 +144,8 @@ _SUMMARY = (
 
 def _given(result: dict[str, Any]) -> str:
     options = result["options"]
-    words = [str(options["scenario"]), f"{options['nodes']} nodes", str(options["size"])]
+    size = format_size(result["size_bytes"])
+    words = [str(options["scenario"]), f"{options['nodes']} nodes", size]
     if options["layers"] != 1:
         words.append(f"{options['layers']} layers")
     if options["origin_rate"] != options["node_rate"]:

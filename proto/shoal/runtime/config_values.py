@@ -173,10 +173,12 @@ def parse_endpoint(text: str) -> Endpoint:
 
 def format_size(size_bytes: int) -> str:
     """The shortest exact way to write a size; `parse_size` reads it back."""
-    for unit, factor in _PRINTED_UNITS_BYTES:
-        if size_bytes and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{unit}"
-    return str(size_bytes)
+    exact = [
+        f"{size_bytes // factor}{unit}"
+        for unit, factor in _PRINTED_UNITS_BYTES
+        if size_bytes and size_bytes % factor == 0
+    ]
+    return min(exact, key=len, default=str(size_bytes))
 
 
 # ---------------------------------------------------------------- kinds

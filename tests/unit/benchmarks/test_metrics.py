@@ -137,7 +137,7 @@ def test_stored_runs_become_a_table_for_a_page(
     assert main(["results", str(one), str(many)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 3
-    assert lines[2].startswith("| equal, 2 nodes, 64GiB, seed 7 | ours | 10.00 |")
+    assert lines[2].startswith("| equal, 2 nodes, 100, seed 7 | ours | 10.00 |")
     one.write_text("")
     assert main(["results", str(one)]) == 2
     assert "--json" in capsys.readouterr().err

@@ -94,6 +94,14 @@ def test_sizes_and_durations_read_back(number: int) -> None:
     assert parse_duration(str(Duration(number % 10**17))) == Duration(number % 10**17)
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(10**12, "1TB"), (2**40, "1TiB"), (64 * 2**30, "64GiB"), (0, "0"), (1001, "1001")],
+)
+def test_sizes_are_written_in_the_shortest_way(size_bytes: int, text: str) -> None:
+    assert format_size(size_bytes) == text
+
+
 def test_a_secret_put_in_place_of_its_path_is_not_repeated() -> None:
     kind = kind_of(SecretFile)
     secret = "-----BEGIN PRIVATE KEY-----\nMIIE\n"
