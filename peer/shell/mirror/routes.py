@@ -6,6 +6,7 @@ what is asked of whom; fetches nothing itself.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,8 +25,15 @@ from peer.shell.mirror.ranges import Unsatisfiable, parse_range
 from peer.shell.mirror.relay import LOOP_HEADER, Relay, UpstreamFailedError, told_headers
 from peer.shell.mirror.upstreams import Upstream, UpstreamRefusedError, Upstreams
 from peer.shell.streams import RunningContent
+from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
-from shoal.wire.errors import UsageError
+from shoal.wire.errors import Reason, UsageError
+from shoal.wire.limits import SECOND_NS
+
+FALSE_NS: Final = 5 * SECOND_NS
+FALSE_MAX: Final = 1024
+"""A blob whose bytes did not fit its digest is refused for a while: a client that goes on where a
+body broke off would come back for its last bytes without end."""
 
 CHUNK_BYTES: Final = 256 * 1024
 SWARM_ALGORITHM: Final = "sha256"
@@ -74,13 +82,17 @@ class MirrorRoutes:
         grants: Grants,
         pulls: Pulls,
         unready: Callable[[], str],
+        clock: Clock,
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
         self._grants = grants
         self._pulls = pulls
         self._unready = unready
+        self._clock = clock
         self._images = ImageBook()
+        self._false: OrderedDict[str, tuple[int, DownloadError]] = OrderedDict()
+        """Blobs that were false lately, until when they are refused, and why."""
         self._log = Log("peer.shell.mirror")
         self.counters = MirrorCounters()
 
@@ -215,6 +227,9 @@ class MirrorRoutes:
         if reason := self._unready():
             return refusal(503, "UNAVAILABLE", f"this mirror is {reason}")
         blob = request.asked.reference
+        until_ns, error = self._false.get(blob, (0, None))
+        if error is not None and self._clock.now_ns() < until_ns:
+            return refusal_of(error)
         image = self._images.image_of(request.place, blob) or Image(blob, (blob,))
         blobs = tuple(each for each in image.blobs if each.startswith(f"{SWARM_ALGORITHM}:"))
         pull = Pull(
@@ -228,11 +243,19 @@ class MirrorRoutes:
             async with self._pulls.reading(pull, blob, request.authorization) as content:
                 return await self._send(request, pull, content)
         except (DownloadError, UsageError) as error:
-            self.counters.failed += 1
-            self._pulls.fails(pull)
             if isinstance(error, UsageError):
                 return refusal(400, "UNSUPPORTED", str(error))
+            self._failed(pull, blob, error)
             return refusal_of(error)
+
+    def _failed(self, pull: Pull, blob: str, error: DownloadError) -> None:
+        self.counters.failed += 1
+        self._pulls.fails(pull)
+        if error.reason is Reason.DIGEST_MISMATCH:
+            self._false[blob] = (self._clock.now_ns() + FALSE_NS, error)
+            self._false.move_to_end(blob)
+            if len(self._false) > FALSE_MAX:
+                self._false.popitem(last=False)
 
     async def _ask_for_blob(self, request: _Request) -> web.StreamResponse | None:
         """Asks the registry whether this client may have a blob. Its answer, if it says no or is
@@ -305,8 +328,7 @@ class MirrorRoutes:
         except DownloadError as error:
             # What came is not the whole: the client must not take it for that.
             self._log.warning("a blob broke off", blob=request.asked.reference, reason=str(error))
-            self.counters.failed += 1
-            self._pulls.fails(pull)
+            self._failed(pull, request.asked.reference, error)
             _abort(http)
         except (ConnectionError, asyncio.CancelledError):
             _abort(http)

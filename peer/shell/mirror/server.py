@@ -64,6 +64,7 @@ class RegistryMirror:
             grants=Grants(clock, wall_clock, options.verdict_ttl_ns),
             pulls=self._pulls,
             unready=unready,
+            clock=clock,
         )
         self._runners: list[web.AppRunner] = []
         self.addresses: list[Endpoint] = []
