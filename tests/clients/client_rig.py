@@ -2,7 +2,9 @@
 
 A client pulls a reference straight or through a mirror, is bounded in time, and its result is read
 from where it stores it: bytes are hashed here and not believed. Ends only processes that it
-started and unmounts only what is mounted below its directory. Judges nothing but digests.
+started and unmounts only what is mounted below its directory. Judges nothing but digests. One file
+lies elsewhere: run by root, skopeo, podman and buildah keep their notes of where blobs were seen in
+`/var/lib/containers/cache`, and no option of theirs moves it.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Real clients pull straight from a real registry through the recording proxy.
 
-No mirror takes part: these tests prove that the rig tells the truth, and hold what the clients do
-when a registry misbehaves, which is what a mirror has to live with.
+No mirror of ours takes part: these tests prove that the rig tells the truth, and hold what the
+clients do when a registry misbehaves, which is what a mirror has to live with.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedRegist
     """One registry for all tests of this module."""
     with recorded_registry(tmp_path_factory.mktemp("registry")) as registry:
         registry.push(IMAGE, "lib/img")
+        registry.push(IMAGE, "registry.test/lib/img")
         yield registry
 
 
@@ -73,6 +74,29 @@ def test_every_blob_is_read_once(client: Client, proxy: RecordingProxy) -> None:
     proxy.forget()
     assert client.pull(NAMED).ok
     read_once(proxy, IMAGE)
+
+
+def test_a_mirror_is_asked_in_place_of_the_registry(
+    client: Client, started: RecordedRegistry, proxy: RecordingProxy
+) -> None:
+    # Any registry with the image at the path that the client asks for can stand in for a mirror.
+    with RecordingProxy(started.registry.address) as mirror:
+        outcome = client.pull(NAMED, mirror.address)
+        assert outcome.ok, f"{outcome.text}\n{mirror.told()}"
+        client.check(IMAGE)
+        read_once(mirror, IMAGE)
+        assert proxy.seen == []
+        if isinstance(client, Containerd):
+            assert all("ns=registry.test" in seen.query for seen in mirror.seen)
+        else:
+            assert all(
+                seen.path == "/v2/" or seen.path.startswith("/v2/registry.test/lib/img/")
+                for seen in mirror.seen
+            )
+        client.forget(NAMED)
+        mirror.go_down()
+        assert client.pull(NAMED, mirror.address).ok
+        read_once(proxy, IMAGE)
 
 
 def test_model_is_read_once(started: RecordedRegistry, tmp_path: Path) -> None:
