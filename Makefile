@@ -23,7 +23,7 @@ sources := benchmarks peer proto scheduler tests
 
 # Tests that only compute run in parallel. Those with real processes, sockets and timing share the
 # machine with nobody, so that a busy neighbour can't make one fail.
-serial_tests := tests/integration
+serial_tests := tests/integration tests/clients
 parallel_tests := $(filter-out $(serial_tests),$(patsubst %/,%,$(wildcard tests/*/)))
 workers ?= auto
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from peer.shell.api_socket import default_socket_path
+from peer.shell.mirror.upstreams import parse_upstream
 from shoal.runtime.config import option, section
-from shoal.runtime.config_values import Duration, Endpoint, Rate, Size
+from shoal.runtime.config_values import Duration, Endpoint, Rate, Size, parse_endpoint
 from shoal.runtime.sections import LogSection, TlsSection, check_listen
 from shoal.wire.errors import UsageError
 from shoal.wire.limits import (
@@ -178,6 +179,63 @@ class OriginSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorSection:
+    """A registry mirror for container runtimes: containerd, CRI-O, podman, skopeo, Docker."""
+
+    listen: tuple[Endpoint, ...] = option(
+        (), help="Where the mirror listens (plain HTTP); empty, without dedicated: no mirror."
+    )
+    upstreams: tuple[str, ...] = option(
+        (),
+        help="Registries that may be asked, as reg.example:5000, or as name=URL where it is "
+        "elsewhere or not https. No request can make this host ask any other.",
+    )
+    default: str = option(
+        "", help="The registry of requests that name none, as Docker's; one of the upstreams."
+    )
+    dedicated: tuple[str, ...] = option(
+        (),
+        help="Listeners that each stand for one registry, as 127.0.0.1:4010=reg.example: for "
+        "private registries with CRI-O, podman and skopeo, which compute what they ask a token "
+        "for from the path.",
+    )
+    verdict_ttl: Duration = option(
+        Duration(60 * SECOND_NS),
+        maximum=600 * SECOND_NS,
+        help="How long a registry's yes to a client's credential counts for cached contents; "
+        "never longer than its token says.",
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a mirror."""
+        return bool(self.listen or self.dedicated)
+
+    @property
+    def listeners(self) -> tuple[tuple[Endpoint, str], ...]:
+        """The dedicated listeners. Raises UsageError."""
+        pairs = [text.partition("=") for text in self.dedicated]
+        return tuple((parse_endpoint(where.strip()), name.strip()) for where, _, name in pairs)
+
+    def check(self) -> None:
+        """Raises UsageError for a mirror that could not work."""
+        names = [parse_upstream(text).name for text in self.upstreams]
+        if self.enabled and not names:
+            raise UsageError("upstreams: list the registries that the mirror is for")
+        if self.default and self.default not in names:
+            raise UsageError(f"default = {self.default}: list it among the upstreams")
+        for endpoint, name in self.listeners:
+            if name not in names:
+                raise UsageError(f"dedicated: {endpoint}={name} is not among the upstreams")
+        for endpoint in (*self.listen, *(each for each, _ in self.listeners)):
+            if not endpoint.is_loopback:
+                raise UsageError(
+                    f"{endpoint} is not a loopback address: the mirror is for the runtime of this "
+                    "host, whose credentials come to it in the clear"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """The peer daemon's configuration."""
 
@@ -195,6 +253,7 @@ class PeerConfig:
     api: ApiSection = section(ApiSection)
     status: StatusSection = section(StatusSection)
     origin: OriginSection = section(OriginSection)
+    mirror: MirrorSection = section(MirrorSection)
     tls: TlsSection = section(TlsSection)
     log: LogSection = section(LogSection)
 

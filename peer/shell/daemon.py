@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from peer.shell.api import LocalApi
 from peer.shell.config import PeerConfig
+from peer.shell.mirror.server import MirrorOptions, RegistryMirror
+from peer.shell.mirror.upstreams import parse_upstream
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.store.space import SpaceLimits
@@ -150,6 +152,7 @@ class PeerDaemon:
         self.metrics = Metrics("peer")
         self._node: PeerNode | None = None
         self._api: LocalApi | None = None
+        self._mirror: RegistryMirror | None = None
         self._status: StatusServer | None = None
         self._started = False
         self._closing = False
@@ -190,6 +193,9 @@ class PeerDaemon:
             socket_group=config.api.group or None,
         )
         await self._api.start()
+        if config.mirror.enabled:
+            self._mirror = self._mirror_of(node)
+            await self._mirror.start()
         if config.status.listen is not None:
             self._declare_metrics(node)
             self._status = StatusServer(config.status.listen, self.metrics, self.not_ready)
@@ -206,6 +212,22 @@ class PeerDaemon:
         if self._ready is not None:
             self._ready(self._addresses(node))
 
+    def _mirror_of(self, node: PeerNode) -> RegistryMirror:
+        section = self._config.mirror
+        return RegistryMirror(
+            MirrorOptions(
+                listen=section.listen,
+                dedicated=section.listeners,
+                upstreams=tuple(parse_upstream(text) for text in section.upstreams),
+                default=section.default,
+                verdict_ttl_ns=section.verdict_ttl.nanoseconds,
+                ca_file=self._config.origin.ca_file,
+            ),
+            start=node.downloads.start,
+            unready=self.not_ready,
+            clock=self._clock,
+        )
+
     def _addresses(self, node: PeerNode) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
@@ -213,6 +235,7 @@ class PeerDaemon:
             "socket": str(self._config.api.socket),
             "piece_port": node.port.addresses[0].port,
             "status_port": self._status.address.port if self._status is not None else None,
+            "mirrors": [str(each) for each in self._mirror.addresses] if self._mirror else [],
             "address": str(self._embedded.address) if self._embedded is not None else None,
         }
 
@@ -247,12 +270,16 @@ class PeerDaemon:
             }
 
         self.metrics.mirror("What the peer does", core)
+        if self._mirror is not None:
+            self.metrics.mirror("What the registry mirror does", self._mirror.counters)
 
     async def close(self) -> None:
         """Drains and ends. Safe to call twice and without `start`."""
         self._closing = True
         if self._node is not None and self._node.loaded:
             await self._node.drain()
+        if self._mirror is not None:
+            await self._mirror.close()
         if self._api is not None:
             await self._api.close()
         if self._node is not None:

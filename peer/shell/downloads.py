@@ -6,11 +6,9 @@ by lending them, by streaming them in order. Decides nothing about how they are 
 
 import asyncio
 import hashlib
-import os
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,10 +32,11 @@ from peer.shell.driver import PeerDriver
 from peer.shell.origin.request import OriginRequest
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
+from peer.shell.streams import ContentReading, Running, RunningContent, Wanted
 from peer.shell.urls import display_url, identity_url, is_anonymous, origin_request
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload, Supervisor
-from shoal.wire.control import Demand, TaskDescriptor
+from shoal.wire.control import Demand
 from shoal.wire.digest import parse_digest
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.geometry import check_piece_length
@@ -52,43 +51,14 @@ from shoal.wire.ids import (
 )
 from shoal.wire.limits import COLLECTION_TASKS_MAX
 
-CHUNK_BYTES: Final = 256 * 1024
 DISPLAY_URLS_MAX: Final = 4 * COLLECTION_TASKS_MAX
 FILE_MODE_EVENTS_MAX: Final = 2 * COLLECTION_TASKS_MAX + 16
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """One source of a running download."""
-
-    index: int
-    source: ev.Source
-    output: Path | None
-    descriptor: TaskDescriptor | None = None
-    origin_bytes_before: int = 0
-    peer_bytes_before: int = 0
-
-
-@dataclass(slots=True)
-class _Running:
-    """One download, and what its client was told."""
-
-    download_id: DownloadId
-    request: DownloadRequest
-    wanted: dict[SourceId, list[_Wanted]]
-    queue: asyncio.Queue[DownloadEvent]
-    deliveries: int = 0
-    failed: Failed | None = None
-    ended: bool = False
-    closed: bool = False
-    readable_bytes: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RunningDownload:
     """`api_types.Download`."""
 
-    def __init__(self, owner: "LocalDownloads", running: _Running) -> None:
+    def __init__(self, owner: "LocalDownloads", running: Running) -> None:
         self._owner = owner
         self._running = running
 
@@ -104,6 +74,10 @@ class RunningDownload:
         """How far it is."""
         return self._owner.progress_of(self._running)
 
+    def content(self, index: int) -> RunningContent:
+        """The content of one of its URLs, to be read while it arrives. Its demand is STREAMING."""
+        return RunningContent(self._owner.reading, self._running, index)
+
     async def close(self) -> None:
         """Cancels it if it still runs."""
         self._owner.forget(self._running)
@@ -112,9 +86,12 @@ class RunningDownload:
 class RunningStream:
     """`api_types.ContentStream`."""
 
-    def __init__(self, owner: "LocalDownloads", running: _Running, descriptor: TaskDescriptor):
+    def __init__(self, owner: "LocalDownloads", running: Running, content: RunningContent) -> None:
         self._owner = owner
         self._running = running
+        self._content = content
+        descriptor = running.of_index(0).descriptor
+        assert descriptor is not None
         self._descriptor = descriptor
 
     @property
@@ -132,10 +109,9 @@ class RunningStream:
         """The digest that was asked for."""
         return self._descriptor.digest
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncIterator[bytes]:
         """The content in order."""
-        async for chunk in self._owner.chunks_of(self._running, TaskId(self.task_id)):
-            yield chunk
+        return self._content.chunks()
 
     def progress(self) -> Progress:
         """How far the download is."""
@@ -168,9 +144,12 @@ class LocalDownloads:
         self._describe_daemon = describe_daemon
         self._ca_file = ca_file
         self._key = secrets.token_bytes(32)
-        self._running: dict[DownloadId, _Running] = {}
+        self._running: dict[DownloadId, Running] = {}
         self._requests: dict[tuple[SourceId, str], tuple[OriginRequest, int]] = {}
         self._last_download = 0
+        self._by_task: dict[TaskId, list[tuple[Running, Wanted]]] = {}
+        self.reading = ContentReading(store, offload)
+        """For contents that are read while they arrive."""
         self._display: dict[str, str] = {}
         """Where each task was last asked from, for people; bounded like the tasks shown."""
 
@@ -191,17 +170,14 @@ class LocalDownloads:
             raise UsageError("a stream has exactly one URL")
         running = self._begin(request, demand=Demand.STREAMING)
         try:
-            wanted = next(iter(running.wanted.values()))[0]
-            while wanted.descriptor is None:
-                self._raise_failure(running)
-                running.changed.clear()
-                await running.changed.wait()
-            return RunningStream(self, running, wanted.descriptor)
+            content = RunningContent(self.reading, running, 0)
+            await content.known()
+            return RunningStream(self, running, content)
         except BaseException:
             self.forget(running)
             raise
 
-    def _begin(self, request: DownloadRequest, demand: Demand | None = None) -> _Running:
+    def _begin(self, request: DownloadRequest, demand: Demand | None = None) -> Running:
         if not request.urls or len(request.urls) > COLLECTION_TASKS_MAX:
             raise UsageError(f"a download has 1 to {COLLECTION_TASKS_MAX} URLs")
         if len(request.outputs) != len(request.urls):
@@ -211,14 +187,14 @@ class LocalDownloads:
         limit = self._driver.engine.state.limits.downloads_max
         if len(self._running) >= limit:
             raise DownloadError(Reason.OVERLOADED, f"{limit} downloads are running already")
-        wanted: dict[SourceId, list[_Wanted]] = {}
+        wanted: dict[SourceId, list[Wanted]] = {}
         requests: list[tuple[tuple[SourceId, str], OriginRequest]] = []
         for index, (url, output) in enumerate(zip(request.urls, request.outputs, strict=True)):
             source, asked = self._source(url, request)
-            wanted.setdefault(source.source_id, []).append(_Wanted(index, source, output))
+            wanted.setdefault(source.source_id, []).append(Wanted(index, source, output))
             requests.append(((source.source_id, source.credential), asked))
         self._last_download += 1
-        running = _Running(
+        running = Running(
             download_id=DownloadId(self._last_download),
             request=request,
             wanted=wanted,
@@ -282,15 +258,9 @@ class LocalDownloads:
             case fx.SourceResolved():
                 self._resolved(effect)
             case fx.PrefixReadable():
-                for running in self._running.values():
-                    if any(
-                        wanted.descriptor is not None
-                        and wanted.descriptor.task_id == effect.task_id
-                        for group in running.wanted.values()
-                        for wanted in group
-                    ):
-                        running.readable_bytes = effect.up_to_bytes
-                        running.changed.set()
+                for running, wanted in self._by_task.get(effect.task_id, ()):
+                    wanted.readable_bytes = effect.up_to_bytes
+                    running.change()
             case fx.SourceEnded():
                 self._source_ended(effect)
             case fx.DownloadEnded():
@@ -305,6 +275,7 @@ class LocalDownloads:
         _, _, origin_bytes, peer_bytes = self._driver.engine.progress(effect.descriptor.task_id)
         for wanted in running.wanted[effect.source_id]:
             wanted.descriptor = effect.descriptor
+            self._by_task.setdefault(effect.descriptor.task_id, []).append((running, wanted))
             self._display[effect.descriptor.task_id] = wanted.source.display_url
             if len(self._display) > DISPLAY_URLS_MAX:
                 self._display.pop(next(iter(self._display)))
@@ -318,7 +289,7 @@ class LocalDownloads:
                     digest=effect.descriptor.digest,
                 )
             )
-        running.changed.set()
+        running.change()
 
     def _source_ended(self, effect: fx.SourceEnded) -> None:
         running = self._running.get(effect.download_id)
@@ -326,17 +297,22 @@ class LocalDownloads:
             return
         for wanted in running.wanted[effect.source_id]:
             if effect.reason is not None:
+                wanted.failed = DownloadError(effect.reason, effect.detail)
                 self._fail(running, effect.reason, effect.detail, wanted.index)
             else:
+                assert wanted.descriptor is not None
+                size, _, _ = self._driver.engine.sealed_content(wanted.descriptor.task_id)
+                wanted.readable_bytes, wanted.whole = size, True
+                running.change()
                 running.deliveries += 1
                 self._supervisor.spawn(self._deliver(running, wanted), "deliver")
 
-    def _fail(self, running: _Running, reason: Reason, detail: str, index: int | None) -> None:
+    def _fail(self, running: Running, reason: Reason, detail: str, index: int | None) -> None:
         if running.failed is None:
             running.failed = Failed(reason=reason, detail=detail, index=index)
-        running.changed.set()
+        running.change()
 
-    async def _deliver(self, running: _Running, wanted: _Wanted) -> None:
+    async def _deliver(self, running: Running, wanted: Wanted) -> None:
         assert wanted.descriptor is not None
         task_id = wanted.descriptor.task_id
         size, digest, _ = self._driver.engine.sealed_content(task_id)
@@ -377,11 +353,11 @@ class LocalDownloads:
         running.ended = True
         self._end_if_over(running)
 
-    def _end_if_over(self, running: _Running) -> None:
+    def _end_if_over(self, running: Running) -> None:
         if not running.ended or running.deliveries or running.closed:
             return
         progress = self.progress_of(running)
-        running.changed.set()
+        running.change()
         running.queue.put_nowait(
             running.failed
             or Done(
@@ -393,7 +369,7 @@ class LocalDownloads:
 
     # ------------------------------------------------------------ following
 
-    def progress_of(self, running: _Running) -> Progress:
+    def progress_of(self, running: Running) -> Progress:
         """How far a download is."""
         received, size, origin_bytes, peer_bytes = 0, 0, 0, 0
         known = True
@@ -419,13 +395,16 @@ class LocalDownloads:
             peer_bytes=max(0, peer_bytes),
         )
 
-    def forget(self, running: _Running) -> None:
+    def forget(self, running: Running) -> None:
         """The client is gone or has everything."""
         if running.closed:
             return
         running.closed = True
-        running.changed.set()
+        running.change()
         self._running.pop(running.download_id, None)
+        for group in running.wanted.values():
+            for wanted in group:
+                self._forget_task_of(running, wanted)
         self._driver.post(ev.Unwant(now_ns=self._clock.now_ns(), download_id=running.download_id))
         for group in running.wanted.values():
             for wanted in group:
@@ -436,41 +415,15 @@ class LocalDownloads:
                 else:
                     del self._requests[key]
 
-    @staticmethod
-    def _raise_failure(running: _Running) -> None:
-        if running.failed is not None:
-            raise DownloadError(running.failed.reason, running.failed.detail)
-        if running.closed:
-            raise DownloadError(Reason.CANCELLED, "the stream was closed")
-
-    async def chunks_of(self, running: _Running, task_id: TaskId) -> AsyncIterator[bytes]:
-        """The content of a stream, as its prefix becomes readable."""
-        position = 0
-        while True:
-            self._raise_failure(running)
-            whole = running.ended and not running.deliveries
-            if whole:
-                running.readable_bytes = self._driver.engine.sealed_content(task_id)[0]
-            while position < running.readable_bytes:
-                count = min(CHUNK_BYTES, running.readable_bytes - position)
-                chunk = await self._offload(self._read, task_id, position, count)
-                position += len(chunk)
-                yield chunk
-            if whole:
-                return
-            running.changed.clear()
-            if position >= running.readable_bytes and not running.ended and not running.failed:
-                await running.changed.wait()
-
-    def _read(self, task_id: TaskId, position: int, count: int) -> bytes:
-        try:
-            with self._store.lend(task_id) as lent:
-                chunk = os.pread(lent.fd, count, position)
-        except StoreError as error:
-            raise DownloadError(error.reason, error.detail) from error
-        if not chunk:
-            raise DownloadError(Reason.DISK_FAILED, "the stored file is shorter than its content")
-        return chunk
+    def _forget_task_of(self, running: Running, wanted: Wanted) -> None:
+        if wanted.descriptor is None:
+            return
+        task_id = wanted.descriptor.task_id
+        left = [pair for pair in self._by_task.get(task_id, ()) if pair[1] is not wanted]
+        if left:
+            self._by_task[task_id] = left
+        else:
+            self._by_task.pop(task_id, None)
 
     # ------------------------------------------------------------ the store
 

@@ -323,8 +323,9 @@ class Swarm:
         )  # fmt: skip
         self.scheduler_address = str(wait_for_ready(self.scheduler, ready)["address"])
 
-    def add_peer(self, name: str, *program: str) -> Peer:
-        """Starts a peer, without waiting for it. `program` stands in for the shoal command."""
+    def add_peer(self, name: str, *program: str, options: tuple[str, ...] = ()) -> Peer:
+        """Starts a peer, without waiting for it. `program` stands in for the shoal command;
+        `options` are added to its arguments."""
         arguments = (
             *(program or ("-m", "peer.cli")), "peer",
             "--host-id", name,
@@ -337,6 +338,7 @@ class Swarm:
             "--download-rate", f"{self.rate_bytes_s}B/s",
             "--log-format", "json",
             "--ready-file", str(self.directory / f"{name}.ready"),
+            *options,
         )  # fmt: skip
         peer = Peer(name, lambda: self.run(name, *arguments), self.directory)
         self.peers.append(peer)
