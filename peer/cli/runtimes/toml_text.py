@@ -1,0 +1,113 @@
+"""Edits of TOML that keep every comment, blank line and order, each proven on the result.
+
+A block is put in as text; a value is changed by tomlkit. Either way the result is parsed again, and
+has to say what the text said before and what was wanted, and nothing else; where no edit does that,
+the text is refused. Pure: never reads or writes a file.
+"""
+
+import copy
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from peer.cli.runtimes.wanted import Refused
+
+_HEADER = re.compile(r"\s*\[")
+
+
+def parse(text: str, path: str) -> dict[str, Any]:
+    """What a file says. Raises Refused, without showing a value of the file."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"\(at [^)]*\)$", str(error))
+        raise Refused(
+            f"{path} is not valid TOML {place.group() if place else ''}: mend it first, "
+            "nothing was written"
+        ) from error
+
+
+def quoted(text: str) -> str:
+    """A TOML string."""
+    return tomlkit.string(text).as_string()
+
+
+def insert(
+    text: str,
+    block: Sequence[str],
+    fits: Callable[[dict[str, Any]], bool],
+    path: str,
+    *,
+    at_end: bool = False,
+) -> str:
+    """The text with the lines of the block before the first table (or at the end) where the whole
+    says what it should. Raises Refused if there is no such place."""
+    lines = text.splitlines(keepends=True)
+    end = "\r\n" if "\r\n" in text else "\n"
+    tables = [_above(lines, at) for at, line in enumerate(lines) if _HEADER.match(line)]
+    for at in [len(lines)] if at_end else [*tables, len(lines)]:
+        head, tail = lines[:at], lines[at:]
+        if head and not head[-1].endswith("\n"):
+            head[-1] += end
+        before = [end] if head and head[-1].strip() else []
+        after = [end] if tail and tail[0].strip() else []
+        result = "".join([*head, *before, *(line + end for line in block), *after, *tail])
+        try:
+            said = tomllib.loads(result)
+        except tomllib.TOMLDecodeError:
+            continue  # a place that makes no sense, such as inside of a string: try the next
+        if fits(said):
+            return result
+    raise by_hand(path, "\n".join(block))
+
+
+def _above(lines: Sequence[str], at: int) -> int:
+    """The first line of the comment that stands right above a line."""
+    while at and lines[at - 1].lstrip().startswith("#"):
+        at -= 1
+    return at
+
+
+def set_value(
+    text: str, keys: Sequence[str | int], value: str | bool | list[str], path: str
+) -> str:
+    """The text with one value changed or added in a table that is there. Raises Refused."""
+    wanted = tomllib.loads(text)
+    inside(wanted, keys[:-1])[keys[-1]] = copy.deepcopy(value)
+    shown = tomlkit.item(value).as_string()
+    hint = f"{'.'.join(map(str, keys))} = {shown}"
+    try:
+        document = tomlkit.parse(text)
+        table = inside(document, keys[:-1])
+        old = table.get(keys[-1])
+        if isinstance(value, list) and isinstance(old, list):
+            for item in value[len(old) :]:
+                old.append(item)
+        else:
+            table[keys[-1]] = value
+        result = tomlkit.dumps(document)
+        said = tomllib.loads(result)
+    except (TOMLKitError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise by_hand(path, hint) from error
+    if said != wanted or result.count("#") != text.count("#"):
+        raise by_hand(path, hint)
+    return result
+
+
+def inside(table: Any, keys: Sequence[str | int]) -> Any:
+    """The table or list below the keys."""
+    for key in keys:
+        table = table[key]
+    return table
+
+
+def by_hand(path: str, block: str) -> Refused:
+    """The error of a text that is valid and yet can't be edited."""
+    return Refused(
+        f"{path} is written in a way that can't be edited safely, nothing was written: put this "
+        f"into it by hand:\n{block}"
+    )
