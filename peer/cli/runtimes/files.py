@@ -1,8 +1,8 @@
 """The files of the runtimes on this machine: read, backed up, replaced as a whole, and put back.
 
 A record below the state directory tells what was there before the first change. It is written
-before the file that it speaks of, so that whatever happens, `undo` knows the way back. Never decides
-what a file should say, and never overwrites what somebody else wrote unless it is told to.
+before the file that it speaks of, so that whatever happens, `undo` knows the way back. Never
+decides what a file should say, and never overwrites what somebody else wrote unless it is told to.
 """
 
 import fcntl

@@ -79,6 +79,10 @@ def set_value(
     wanted = tomllib.loads(text)
     inside(wanted, keys[:-1])[keys[-1]] = copy.deepcopy(value)
     shown = tomlkit.item(value).as_string()
+    if keys[-1] not in inside(tomllib.loads(text), keys[:-1]):
+        added = _added(text, f"{keys[-1]} = {shown}", wanted)
+        if added is not None:
+            return added
     hint = f"{'.'.join(map(str, keys))} = {shown}"
     try:
         document = tomlkit.parse(text)
@@ -96,6 +100,25 @@ def set_value(
     if said != wanted or result.count("#") != text.count("#"):
         raise by_hand(path, hint)
     return result
+
+
+def _added(text: str, line: str, wanted: dict[str, Any]) -> str | None:
+    """The text with the line below the head of the table that it belongs to, if one has a head."""
+    lines = text.splitlines(keepends=True)
+    for at, head in enumerate(lines):
+        if not _HEADER.match(head) or not head.endswith("\n"):
+            continue
+        follower = lines[at + 1] if at + 1 < len(lines) else ""
+        like = head if _HEADER.match(follower) or not follower.strip() else follower
+        indent = like[: len(like) - len(like.lstrip())]
+        end = "\r\n" if head.endswith("\r\n") else "\n"
+        result = "".join([*lines[: at + 1], f"{indent}{line}{end}", *lines[at + 1 :]])
+        try:
+            if tomllib.loads(result) == wanted:
+                return result
+        except tomllib.TOMLDecodeError:
+            continue  # the key is in that table already, or it is no head of a table: the next
+    return None
 
 
 def inside(table: Any, keys: Sequence[str | int]) -> Any:

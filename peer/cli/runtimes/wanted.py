@@ -1,7 +1,7 @@
 """What a runtime is to be told: the mirror, the registries, and the plan of edits that follows.
 
-Checks what the user named on the command line, and is the vocabulary of the runtimes' modules. Pure:
-never touches a file; planners see those of the machine through the `Reader` that they are given.
+Checks what the user named on the command line, and is the vocabulary of the runtimes' modules.
+Pure: planners see the files of the machine through the `Reader` that they are given.
 """
 
 import re
