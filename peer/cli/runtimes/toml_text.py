@@ -83,6 +83,10 @@ def set_value(
         added = _added(text, f"{keys[-1]} = {shown}", wanted)
         if added is not None:
             return added
+    elif not isinstance(value, list):
+        replaced = _replaced(text, str(keys[-1]), shown, wanted)
+        if replaced is not None:
+            return replaced
     hint = f"{'.'.join(map(str, keys))} = {shown}"
     try:
         document = tomlkit.parse(text)
@@ -100,6 +104,22 @@ def set_value(
     if said != wanted or result.count("#") != text.count("#"):
         raise by_hand(path, hint)
     return result
+
+
+def _replaced(text: str, key: str, shown: str, wanted: dict[str, Any]) -> str | None:
+    """The text with a value of one line in place of the old one, if a line holds it so."""
+    pattern = re.compile(
+        rf"""^(\s*["']?{re.escape(key)}["']?[ \t]*=[ \t]*)("[^"\r\n]*"|'[^'\r\n]*'|true|false)""",
+        re.M,
+    )
+    for found in pattern.finditer(text):
+        result = text[: found.start(2)] + shown + text[found.end(2) :]
+        try:
+            if tomllib.loads(result) == wanted:
+                return result
+        except tomllib.TOMLDecodeError:
+            continue  # it is no value, but part of a longer one: the next
+    return None
 
 
 def _added(text: str, line: str, wanted: dict[str, Any]) -> str | None:
