@@ -20,13 +20,14 @@ commands:
   scheduler            run the scheduler of a swarm
   status               what the daemon of this host is and does
   tasks                what the daemon holds; `shoal tasks rm ID...` deletes
+  runtime              make containerd, CRI-O, podman or docker pull through shoal
   demo                 a swarm of many nodes on this machine, with a result table
   version              print the version
 
 `shoal COMMAND --help` tells more.
 """
 
-COMMANDS = ("get", "peer", "scheduler", "status", "tasks", "demo", "version")
+COMMANDS = ("get", "peer", "scheduler", "status", "tasks", "runtime", "demo", "version")
 
 
 def run(arguments: list[str]) -> int:
@@ -46,6 +47,10 @@ def run(arguments: list[str]) -> int:
             from peer.cli import local
 
             execute = local.run
+        case "runtime":
+            from peer.cli.runtimes import command as runtimes
+
+            execute = runtimes.run
         case "demo":
             from peer.cli import demo
 
