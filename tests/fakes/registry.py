@@ -1,0 +1,184 @@
+"""A small registry in its own thread: manifests, blobs, a token service, and a second port that
+blobs may be redirected to.
+
+`users` turns on bearer tokens (good for `token_uses` blob requests each), `basic` Basic instead.
+Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import threading
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+REPOSITORY = "team/model"
+
+
+def digest_of(body: bytes) -> str:
+    """As registries write it."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+class Registry:
+    """Serves `team/model` until the `with` block ends."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[str, tuple[str, bytes]] = {}
+        self.users: dict[str, str] = {}
+        self.basic = False
+        self.token_uses: int | None = None
+        self.redirects = False
+        self.asked: Counter[str] = Counter()
+        self.tokens: dict[str, int] = {}
+        self.leaked = 0
+        """Requests to the second port that came with an Authorization."""
+        self.slow_s = 0.0
+        self.port = self.other_port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._runners: list[web.AppRunner] = []
+
+    @property
+    def reference(self) -> str:
+        """Host, repository and tag."""
+        return f"127.0.0.1:{self.port}/{REPOSITORY}:v1"
+
+    def layer(self, body: bytes, media_type: str, **annotations: str) -> dict[str, Any]:
+        """Stores a blob; its descriptor. Underscores in names of annotations stand for dots."""
+        digest = digest_of(body)
+        self.blobs[digest] = body
+        described: dict[str, Any] = {
+            "mediaType": media_type, "digest": digest, "size": len(body),
+        }  # fmt: skip
+        if annotations:
+            described["annotations"] = {
+                name.replace("_", "."): text for name, text in annotations.items()
+            }
+        return described
+
+    def tag(self, manifest: dict[str, Any], tag: str = "v1") -> str:
+        """Stores a manifest or index; its digest."""
+        body = json.dumps(manifest).encode()
+        for name in (tag, digest_of(body)):
+            self.manifests[name] = manifest["mediaType"], body
+        return digest_of(body)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(20)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _start(self) -> None:
+        first, second = web.Application(), web.Application()
+        first.add_routes(
+            [
+                web.get(f"/v2/{REPOSITORY}/manifests/{{name}}", self._manifest),
+                web.get(f"/v2/{REPOSITORY}/blobs/{{digest}}", self._blob),
+                web.get("/token", self._token),
+            ]
+        )
+        second.add_routes([web.get("/{digest}", self._elsewhere)])
+        ports = []
+        for app in (first, second):
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self._runners.append(runner)
+            ports.append(runner.addresses[0][1])
+        self.port, self.other_port = ports
+
+    async def _stop(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+
+    def _check(self, request: web.Request, *, counts: bool) -> None:
+        if not self.users:
+            return
+        header = request.headers.get("Authorization", "")
+        if self.basic:
+            if not self._is_user(header):
+                raise web.HTTPUnauthorized(headers={"WWW-Authenticate": 'Basic realm="registry"'})
+            return
+        token = header.removeprefix("Bearer ")
+        uses = self.tokens.get(token)
+        if uses is None or (self.token_uses is not None and uses >= self.token_uses):
+            raise web.HTTPUnauthorized(
+                headers={
+                    "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
+                    f'service="registry",scope="repository:{REPOSITORY}:pull"'
+                }
+            )
+        self.tokens[token] += counts
+
+    def _is_user(self, header: str) -> bool:
+        pairs = [f"{name}:{secret}".encode() for name, secret in self.users.items()]
+        return header in [f"Basic {base64.b64encode(pair).decode()}" for pair in pairs]
+
+    async def _token(self, request: web.Request) -> web.Response:
+        self.asked["token"] += 1
+        if not self._is_user(request.headers.get("Authorization", "")):
+            raise web.HTTPUnauthorized
+        token = f"token-{len(self.tokens)}"
+        self.tokens[token] = 0
+        return web.json_response({"token": token, "expires_in": 300})
+
+    async def _manifest(self, request: web.Request) -> web.Response:
+        self._check(request, counts=False)
+        name = request.match_info["name"]
+        self.asked["manifest"] += 1
+        if name not in self.manifests:
+            raise web.HTTPNotFound
+        media_type, body = self.manifests[name]
+        return web.Response(
+            body=body, content_type=media_type, headers={"Docker-Content-Digest": digest_of(body)}
+        )
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        self._check(request, counts=request.method == "GET")
+        digest = request.match_info["digest"]
+        if digest not in self.blobs:
+            raise web.HTTPNotFound
+        if self.redirects:
+            raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{self.other_port}/{digest}")
+        return await self._send(request, digest)
+
+    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+        self.leaked += "Authorization" in request.headers
+        return await self._send(request, request.match_info["digest"])
+
+    async def _send(self, request: web.Request, digest: str) -> web.StreamResponse:
+        body = self.blobs[digest]
+        asked = request.http_range
+        start = asked.start or 0
+        stop = len(body) if asked.stop is None else min(asked.stop, len(body))
+        ranged = "Range" in request.headers
+        headers = {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
+        if ranged:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+        response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
+        await response.prepare(request)
+        if request.method == "GET":
+            for at in range(start, stop, 256 * 1024):
+                self.asked[digest] += 1
+                if self.slow_s:
+                    await asyncio.sleep(self.slow_s)
+                await response.write(body[at : min(stop, at + 256 * 1024)])
+        await response.write_eof()
+        return response
