@@ -35,7 +35,10 @@ from peer.shell.standalone import download_standalone
 from shoal.wire.errors import UsageError
 
 FRESH_RIGHTS_MAX: Final = 1000
-"""A download of a day with rights of two minutes; each one must bring bytes."""
+"""A download of a day with rights of two minutes; most must bring bytes."""
+
+FRUITLESS_MAX: Final = 3
+"""So many rights in a row that brought nothing: another one will not either."""
 
 SAVE_EVERY_S: Final = 1.0
 """How often the state is written while files arrive; what it lacks is looked at again."""
@@ -179,16 +182,17 @@ def _fetch_all(
     result: _Result,
 ) -> None:
     """Fetches what is missing, with a fresh right whenever the one at hand has run out."""
-    best_bytes = -1
+    best_bytes = fruitless = 0
     digest = plan.missing[0].descriptor.digest
     for _ in range(FRESH_RIGHTS_MAX):
         outcome = _fetch(options, _body(options, reference, plan, right, timeout_ms), plan)
         result.add(outcome)
         if outcome.ok or outcome.reason != "origin-unauthorized":
             return
-        if outcome.received_bytes <= best_bytes:
-            return  # The last right brought nothing: another one will not either.
-        best_bytes = outcome.received_bytes
+        fruitless = 0 if outcome.received_bytes > best_bytes else fruitless + 1
+        if fruitless >= FRUITLESS_MAX:
+            return
+        best_bytes = max(best_bytes, outcome.received_bytes)
         right = asyncio.run(_ask_again(options, reference, digest))
 
 

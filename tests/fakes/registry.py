@@ -1,7 +1,7 @@
 """A small registry in its own thread: manifests, blobs, a token service, and a second port that
 blobs may be redirected to.
 
-`users` turns on bearer tokens (good for `token_uses` blob requests each), `basic` Basic instead.
+`users` turns on bearer tokens (good for `token_chunks` sent chunks each), `basic` Basic instead.
 Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
 """
 
@@ -32,13 +32,14 @@ class Registry:
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.users: dict[str, str] = {}
         self.basic = False
-        self.token_uses: int | None = None
+        self.token_chunks: int | None = None
         self.redirects = False
         self.asked: Counter[str] = Counter()
         self.tokens: dict[str, int] = {}
         self.leaked = 0
         """Requests to the second port that came with an Authorization."""
         self.slow_s = 0.0
+        self.sent_chunks = 0
         self.port = self.other_port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -108,7 +109,7 @@ class Registry:
         for runner in self._runners:
             await runner.cleanup()
 
-    def _check(self, request: web.Request, *, counts: bool) -> None:
+    def _check(self, request: web.Request) -> None:
         if not self.users:
             return
         header = request.headers.get("Authorization", "")
@@ -117,15 +118,15 @@ class Registry:
                 raise web.HTTPUnauthorized(headers={"WWW-Authenticate": 'Basic realm="registry"'})
             return
         token = header.removeprefix("Bearer ")
-        uses = self.tokens.get(token)
-        if uses is None or (self.token_uses is not None and uses >= self.token_uses):
+        issued = self.tokens.get(token)
+        limit = self.token_chunks
+        if issued is None or (limit is not None and self.sent_chunks - issued >= limit):
             raise web.HTTPUnauthorized(
                 headers={
                     "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
                     f'service="registry",scope="repository:{REPOSITORY}:pull"'
                 }
             )
-        self.tokens[token] += counts
 
     def _is_user(self, header: str) -> bool:
         pairs = [f"{name}:{secret}".encode() for name, secret in self.users.items()]
@@ -136,11 +137,11 @@ class Registry:
         if not self._is_user(request.headers.get("Authorization", "")):
             raise web.HTTPUnauthorized
         token = f"token-{len(self.tokens)}"
-        self.tokens[token] = 0
+        self.tokens[token] = self.sent_chunks
         return web.json_response({"token": token, "expires_in": 300})
 
     async def _manifest(self, request: web.Request) -> web.Response:
-        self._check(request, counts=False)
+        self._check(request)
         name = request.match_info["name"]
         self.asked["manifest"] += 1
         if name not in self.manifests:
@@ -151,7 +152,7 @@ class Registry:
         )
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
-        self._check(request, counts=request.method == "GET")
+        self._check(request)
         digest = request.match_info["digest"]
         if digest not in self.blobs:
             raise web.HTTPNotFound
@@ -177,6 +178,7 @@ class Registry:
         if request.method == "GET":
             for at in range(start, stop, 256 * 1024):
                 self.asked[digest] += 1
+                self.sent_chunks += 1
                 if self.slow_s:
                     await asyncio.sleep(self.slow_s)
                 await response.write(body[at : min(stop, at + 256 * 1024)])

@@ -223,7 +223,7 @@ def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Regi
         for seed in range(12)
     ]
     publish(registry, layers)
-    registry.token_uses = 8
+    registry.token_chunks, registry.slow_s = 24, 0.01
     done = pull(registry, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert len(found(tmp_path / "out")) == 12
