@@ -183,13 +183,16 @@ def _fetch_all(
 ) -> None:
     """Fetches what is missing, with a fresh right whenever the one at hand has run out."""
     best_bytes = fruitless = 0
+    missing_count = len(plan.missing)
     digest = plan.missing[0].descriptor.digest
     for _ in range(FRESH_RIGHTS_MAX):
         outcome = _fetch(options, _body(options, reference, plan, right, timeout_ms), plan)
         result.add(outcome)
         if outcome.ok or outcome.reason != "origin-unauthorized":
             return
-        fruitless = 0 if outcome.received_bytes > best_bytes else fruitless + 1
+        fewer = len(plan.missing) < missing_count
+        missing_count = len(plan.missing)
+        fruitless = 0 if fewer or outcome.received_bytes > best_bytes else fruitless + 1
         if fruitless >= FRUITLESS_MAX:
             return
         best_bytes = max(best_bytes, outcome.received_bytes)
@@ -271,4 +274,5 @@ def _fetch(options: argparse.Namespace, body: dict[str, Any], plan: PullPlan) ->
     if outcome.ok:
         for layer, file in zip(layers, files, strict=True):
             plan.arrived(layer, file.how)
+    plan.missing = [layer for at, layer in enumerate(layers) if at not in done]
     return outcome
