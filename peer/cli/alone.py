@@ -52,7 +52,7 @@ def held_state(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"another shoal get is writing this output ({root} is in use)"
+                f"another shoal get or shoal pull is writing there ({root} is in use)"
             ) from None
         yield
     finally:
@@ -66,14 +66,16 @@ def download_alone(
     outcome: Outcome,
     bar: "Bar",
     *,
+    root: Path | None = None,
     download: "DownloadStandalone" = download_standalone,
 ) -> None:
-    """Runs the download to its end and takes its events. `download` is replaced by tests."""
+    """Runs the download to its end and takes its events. `root` is where its state lies if that is
+    not beside the first output. `download` is replaced by tests."""
     configure_logs("info" if options.verbose else "error", "text")
     try:
         request = decode_request(body)
         schedulers = tuple(str(parse_endpoint(each)) for each in options.scheduler)
-        root = state_root(outputs)
+        root = root or state_root(outputs)
         with held_state(root):
             try:
                 _run(request, schedulers, root, outcome, bar, download)

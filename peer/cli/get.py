@@ -94,17 +94,22 @@ def _download(
     title = outcome.files[0].url.rpartition("/")[2] or "download"
     wanted = not (options.no_progress or options.quiet or options.json)
     with Bar(title, outcome, wanted=wanted, verbose=options.verbose) as bar:
-        if options.scheduler or not (options.endpoint or client.answers()):
+        if is_alone(client, options):
             from peer.cli.alone import download_alone
 
             download_alone(options, body, outputs, outcome, bar)
         elif outputs == [None]:
             _stream_from_daemon(client, body, outcome)
         else:
-            _let_daemon_download(client, options, body, outputs, outcome, bar)
+            let_daemon_download(client, options, body, outputs, outcome, bar)
 
 
-def _let_daemon_download(
+def is_alone(client: LocalClient, options: argparse.Namespace) -> bool:
+    """Whether this process downloads by itself: there is no daemon, or a swarm was named."""
+    return bool(options.scheduler) or not (options.endpoint or client.answers())
+
+
+def let_daemon_download(
     client: LocalClient,
     options: argparse.Namespace,
     body: dict[str, Any],
@@ -112,6 +117,8 @@ def _let_daemon_download(
     outcome: Outcome,
     bar: Bar,
 ) -> None:
+    """One download through the daemon, its events taken; outputs that the daemon can't write are
+    written here. Raises DaemonError."""
     if options.transfer_from_dfdaemon:
         body["outputs"] = [None] * len(outputs)
     before = [_identity(target) for target in outputs]

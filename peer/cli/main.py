@@ -16,6 +16,8 @@ Moves big immutable files from one origin to many hosts, peer to peer.
 
 commands:
   get URL... -O FILE   download, through the daemon if one runs here, else by itself
+  pull REF -o DIR      download a model or an image from a registry, in the same way
+  inspect REF          what a registry has under a name, and what of it this host holds
   peer                 run the peer daemon of this host
   scheduler            run the scheduler of a swarm
   status               what the daemon of this host is and does
@@ -27,7 +29,9 @@ commands:
 `shoal COMMAND --help` tells more.
 """
 
-COMMANDS = ("get", "peer", "scheduler", "status", "tasks", "runtime", "demo", "version")
+COMMANDS = (
+    "get", "pull", "inspect", "peer", "scheduler", "status", "tasks", "runtime", "demo", "version",
+)  # fmt: skip
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +43,14 @@ def run(arguments: list[str]) -> int:
             from peer.cli import get
 
             execute = get.run
+        case "pull":
+            from peer.cli import pull
+
+            execute = pull.run
+        case "inspect":
+            from peer.cli import inspect
+
+            execute = inspect.run
         case "peer" | "scheduler":
             from peer.cli import daemons
 

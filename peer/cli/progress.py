@@ -54,6 +54,12 @@ class Bar:
             share=share,
         )
 
+    def rename(self, title: str) -> None:
+        """Shows another title from now on."""
+        self._title = title
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=title)
+
     def _open(self) -> None:
         from rich.console import Console
         from rich.progress import (

@@ -18,13 +18,16 @@ from peer.shell.store.errors import StoreError
 from shoal.wire.ids import HostId
 
 
-def standalone_options(scheduler_addresses: tuple[str, ...], state_root: Path) -> NodeOptions:
+def standalone_options(
+    scheduler_addresses: tuple[str, ...], state_root: Path, ca_file: Path | None = None
+) -> NodeOptions:
     """Loopback only: a machine that wants to serve others runs the daemon."""
     return NodeOptions(
         host_id=HostId(f"get-{os.uname().nodename[:32]}-{secrets.token_hex(4)}"),
         store_root=state_root,
         schedulers=scheduler_addresses,
         http=HttpOptions(),
+        ca_file=ca_file,
         software_version=software_version(),
     )
 
@@ -35,9 +38,12 @@ async def download_standalone(
     state_root: Path,
     on_event: OnEvent,
     write_chunk: WriteChunk | None = None,
+    *,
+    ca_file: Path | None = None,
 ) -> None:
-    """See `peer.shell.api_types.DownloadStandalone`. Raises UsageError."""
-    node = PeerNode(standalone_options(scheduler_addresses, state_root))
+    """See `peer.shell.api_types.DownloadStandalone`; `ca_file` has certificates that origins may
+    be known by, beside the system's. Raises UsageError."""
+    node = PeerNode(standalone_options(scheduler_addresses, state_root, ca_file))
     try:
         try:
             await node.start()

@@ -1,130 +1,186 @@
-"""A registry over loopback HTTP that can be told to misbehave, and that counts what is read."""
+"""A small registry in its own thread: manifests, blobs, a token service, and a second port that
+blobs may be redirected to.
 
+`users` turns on bearer tokens (good for `token_chunks` sent chunks each), `basic` Basic instead.
+Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
+"""
+
+import asyncio
 import base64
 import hashlib
 import json
+import threading
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from aiohttp import web
 
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+REPOSITORY = "team/model"
 
 
-def sha256(body: bytes) -> str:
-    """As registries name it."""
+def digest_of(body: bytes) -> str:
+    """As registries write it."""
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-@dataclass
-class FakeRegistry:
-    """Repositories with blobs and manifests. `user`: who may read, as `name:password`."""
+class Registry:
+    """Serves `team/model` until the `with` block ends."""
 
-    user: str = ""
-    down: bool = False
-    blobs_down: bool = False
-    cut_at: int | None = None
-    corrupt: bool = False
-    redirect: bool = False
-    url: str = ""
-    blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    requests: Counter[str] = field(default_factory=Counter)
-    blob_bytes: Counter[str] = field(default_factory=Counter)
-    seen: list[web.Request] = field(default_factory=list)
-    _runner: web.AppRunner | None = None
-
-    def push(self, repository: str, tag: str, *layers: bytes, config: bytes = b"{}") -> str:
-        """Makes an image of layers; gives the digest of its manifest."""
-        for blob in (config, *layers):
-            self.blobs[repository, sha256(blob)] = blob
-        body = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": OCI_MANIFEST,
-                "config": {"digest": sha256(config), "size": len(config)},
-                "layers": [{"digest": sha256(layer), "size": len(layer)} for layer in layers],
-            }
-        ).encode()
-        self.manifests[repository, tag] = self.manifests[repository, sha256(body)] = body
-        return sha256(body)
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[str, tuple[str, bytes]] = {}
+        self.users: dict[str, str] = {}
+        self.basic = False
+        self.token_chunks: int | None = None
+        self.redirects = False
+        self.asked: Counter[str] = Counter()
+        self.tokens: dict[str, int] = {}
+        self.leaked = 0
+        """Requests to the second port that came with an Authorization."""
+        self.slow_s = 0.0
+        self.sent_chunks = 0
+        self.port = self.other_port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._runners: list[web.AppRunner] = []
 
     @property
-    def authorization(self) -> str:
-        """What its user shows."""
-        return f"Basic {base64.b64encode(self.user.encode()).decode()}"
+    def reference(self) -> str:
+        """Host, repository and tag."""
+        return f"127.0.0.1:{self.port}/{REPOSITORY}:v1"
 
-    async def start(self) -> None:
-        """Listens."""
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+    def layer(self, body: bytes, media_type: str, **annotations: str) -> dict[str, Any]:
+        """Stores a blob; its descriptor. Underscores in names of annotations stand for dots."""
+        digest = digest_of(body)
+        self.blobs[digest] = body
+        described: dict[str, Any] = {
+            "mediaType": media_type, "digest": digest, "size": len(body),
+        }  # fmt: skip
+        if annotations:
+            described["annotations"] = {
+                name.replace("_", "."): text for name, text in annotations.items()
+            }
+        return described
 
-    async def close(self) -> None:
-        """Ends."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+    def tag(self, manifest: dict[str, Any], tag: str = "v1") -> str:
+        """Stores a manifest or index; its digest."""
+        body = json.dumps(manifest).encode()
+        for name in (tag, digest_of(body)):
+            self.manifests[name] = manifest["mediaType"], body
+        return digest_of(body)
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(request)
-        if self.down:
-            return web.Response(status=500)
-        if request.path.startswith("/storage/"):
-            _, _, repository, digest = request.path.split("/", 3)
-            return await self._blob(request, repository.replace("~", "/"), digest)
-        if self.user and request.headers.get("Authorization") != self.authorization:
-            return web.json_response(
-                {"errors": [{"code": "UNAUTHORIZED"}]},
-                status=401,
-                headers={"WWW-Authenticate": 'Basic realm="fake"'},
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(20)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _start(self) -> None:
+        first, second = web.Application(), web.Application()
+        first.add_routes(
+            [
+                web.get(f"/v2/{REPOSITORY}/manifests/{{name}}", self._manifest),
+                web.get(f"/v2/{REPOSITORY}/blobs/{{digest}}", self._blob),
+                web.get("/token", self._token),
+            ]
+        )
+        second.add_routes([web.get("/{digest}", self._elsewhere)])
+        ports = []
+        for app in (first, second):
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self._runners.append(runner)
+            ports.append(runner.addresses[0][1])
+        self.port, self.other_port = ports
+
+    async def _stop(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+
+    def _check(self, request: web.Request) -> None:
+        if not self.users:
+            return
+        header = request.headers.get("Authorization", "")
+        if self.basic:
+            if not self._is_user(header):
+                raise web.HTTPUnauthorized(headers={"WWW-Authenticate": 'Basic realm="registry"'})
+            return
+        token = header.removeprefix("Bearer ")
+        issued = self.tokens.get(token)
+        limit = self.token_chunks
+        if issued is None or (limit is not None and self.sent_chunks - issued >= limit):
+            raise web.HTTPUnauthorized(
+                headers={
+                    "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
+                    f'service="registry",scope="repository:{REPOSITORY}:pull"'
+                }
             )
-        if request.path == "/v2/":
-            return web.json_response({})
-        repository, place, reference = request.path.removeprefix("/v2/").rsplit("/", 2)
-        self.requests[f"{request.method} {place}"] += 1
-        if place == "manifests":
-            return self._manifest(repository, reference)
-        if place == "blobs":
-            if self.blobs_down:
-                return web.Response(status=500)
-            if self.redirect and request.method == "GET":
-                where = f"{self.url}/storage/{repository.replace('/', '~')}/{reference}"
-                raise web.HTTPTemporaryRedirect(where)
-            return await self._blob(request, repository, reference)
-        return web.json_response({"place": place})
 
-    def _manifest(self, repository: str, reference: str) -> web.Response:
-        body = self.manifests.get((repository, reference))
-        if body is None:
-            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
-        headers = {"Docker-Content-Digest": sha256(body), "Content-Type": OCI_MANIFEST}
-        return web.Response(body=body, headers=headers)
+    def _is_user(self, header: str) -> bool:
+        pairs = [f"{name}:{secret}".encode() for name, secret in self.users.items()]
+        return header in [f"Basic {base64.b64encode(pair).decode()}" for pair in pairs]
 
-    async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
-        blob = self.blobs.get((repository, digest))
-        if blob is None:
-            return web.json_response({"errors": [{"code": "BLOB_UNKNOWN"}]}, status=404)
-        headers: dict[str, Any] = {"Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
-        part, status, body = request.http_range, 200, blob
-        if part.start is not None:
-            body, status = blob[part], 206
-            last = part.start + len(body) - 1
-            headers["Content-Range"] = f"bytes {part.start}-{last}/{len(blob)}"
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = len(body)
+    async def _token(self, request: web.Request) -> web.Response:
+        self.asked["token"] += 1
+        if not self._is_user(request.headers.get("Authorization", "")):
+            raise web.HTTPUnauthorized
+        token = f"token-{len(self.tokens)}"
+        self.tokens[token] = self.sent_chunks
+        return web.json_response({"token": token, "expires_in": 300})
+
+    async def _manifest(self, request: web.Request) -> web.Response:
+        self._check(request)
+        name = request.match_info["name"]
+        self.asked["manifest"] += 1
+        if name not in self.manifests:
+            raise web.HTTPNotFound
+        media_type, body = self.manifests[name]
+        return web.Response(
+            body=body, content_type=media_type, headers={"Docker-Content-Digest": digest_of(body)}
+        )
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        self._check(request)
+        digest = request.match_info["digest"]
+        if digest not in self.blobs:
+            raise web.HTTPNotFound
+        if self.redirects:
+            raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{self.other_port}/{digest}")
+        return await self._send(request, digest)
+
+    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+        self.leaked += "Authorization" in request.headers
+        return await self._send(request, request.match_info["digest"])
+
+    async def _send(self, request: web.Request, digest: str) -> web.StreamResponse:
+        body = self.blobs[digest]
+        asked = request.http_range
+        start = asked.start or 0
+        stop = len(body) if asked.stop is None else min(asked.stop, len(body))
+        ranged = "Range" in request.headers
+        headers = {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
+        if ranged:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+        response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
         await response.prepare(request)
-        if request.method == "HEAD":
-            return response
-        if self.corrupt:
-            body = bytes([body[0] ^ 1]) + body[1:]
-        if self.cut_at is not None:
-            body = body[: self.cut_at]
-        self.blob_bytes[digest] += len(body)
-        await response.write(body)
-        if self.cut_at is not None and request.transport is not None:
-            request.transport.abort()
+        if request.method == "GET":
+            for at in range(start, stop, 256 * 1024):
+                self.asked[digest] += 1
+                self.sent_chunks += 1
+                if self.slow_s:
+                    await asyncio.sleep(self.slow_s)
+                await response.write(body[at : min(stop, at + 256 * 1024)])
+        await response.write_eof()
         return response

@@ -19,7 +19,7 @@ from shoal.runtime.config_values import Endpoint
 from shoal.wire.errors import UsageError
 from shoal.wire.ids import HostId
 from shoal.wire.limits import MIB, SECOND_NS
-from tests.fakes.registry import FakeRegistry, sha256
+from tests.fakes.upstream_registry import FakeRegistry, sha256
 
 NAME = "reg.example"
 LAYERS = tuple(Random(seed).randbytes(size) for seed, size in ((1, MIB + 5), (2, 70_000), (3, 1)))

@@ -1,0 +1,278 @@
+"""`shoal pull`: a model or an image from a registry into a directory, through the node's daemon or
+by itself.
+
+Asks the registry for the manifest, and gives all layers that are missing to one download, like
+`shoal get` does. A right that runs out on the way is asked for again. What is whole stays; the same
+command goes on from there.
+"""
+
+import argparse
+import asyncio
+import functools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from peer.cli.alone import download_alone, held_state
+from peer.cli.get import DAEMON_GRACE_S, is_alone, let_daemon_download
+from peer.cli.get_options import UsageProblem, display, timeout_of
+from peer.cli.local_client import DaemonError, LocalClient, socket_path
+from peer.cli.outcome import FileOutcome, Outcome, disk_reason
+from peer.cli.progress import Bar
+from peer.cli.pull_options import parser, platform_of, registry_client
+from peer.cli.pull_plan import PullPlan
+from peer.shell.api_types import DownloadError
+from peer.shell.oci.layers import Packing
+from peer.shell.oci.manifest import Manifest
+from peer.shell.oci.paths import STATE_NAME, patterns
+from peer.shell.oci.reference import Reference, parse_reference
+from peer.shell.oci.tree import Tree
+from peer.shell.standalone import download_standalone
+from shoal.wire.errors import UsageError
+
+FRESH_RIGHTS_MAX: Final = 1000
+"""A download of a day with rights of two minutes; most must bring bytes."""
+
+FRUITLESS_MAX: Final = 3
+"""So many rights in a row that brought nothing: another one will not either."""
+
+SAVE_EVERY_S: Final = 1.0
+"""How often the state is written while files arrive; what it lacks is looked at again."""
+
+
+class _Arrivals(Outcome):
+    """An outcome that tells which file has arrived, and adds up over several tries."""
+
+    def __init__(self, files: list[FileOutcome], on_delivered: Callable[[int], None]) -> None:
+        super().__init__(files)
+        self._on_delivered = on_delivered
+
+    def take(self, event: dict[str, Any]) -> None:
+        """One event of the local API."""
+        super().take(event)
+        if event["event"] == "delivered":
+            self._on_delivered(event["index"])
+
+
+class _Result:
+    """What came of the whole command."""
+
+    def __init__(self, reference: str, output: str) -> None:
+        self.reference = reference
+        self.output = output
+        self.digest: str | None = None
+        self.plan: PullPlan | None = None
+        self.origin_bytes = 0
+        self.peer_bytes = 0
+        self.end = Outcome([])
+
+    def add(self, outcome: Outcome) -> None:
+        """One try is over."""
+        self.origin_bytes += outcome.origin_bytes
+        self.peer_bytes += outcome.peer_bytes
+        self.end = outcome
+
+    def as_json(self, seconds: float) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {
+            "reference": self.reference,
+            "digest": self.digest,
+            "output": self.output,
+            "layers": self.plan.as_json() if self.plan is not None else [],
+            "ok": self.end.ok,
+            "reason": self.end.reason or None,
+            "detail": self.end.detail,
+            "seconds": round(seconds, 4),
+            "origin_bytes": self.origin_bytes,
+            "peer_bytes": self.peer_bytes,
+        }
+
+
+def run(_name: str, arguments: Sequence[str]) -> int:
+    """Runs `shoal pull`; returns the exit code."""
+    options = parser("pull").parse_intermixed_args(arguments)
+    # What `shoal get` lets its users choose.
+    options.transfer_from_dfdaemon = False
+    result = _Result(options.reference, options.output)
+    began = time.monotonic()
+    try:
+        _pull(options, result)
+    except (UsageError, UsageProblem) as error:
+        result.end.fail("usage", str(error))
+    except (DownloadError, DaemonError) as error:
+        result.end.fail(str(error.reason), error.detail)
+    except OSError as error:
+        result.end.fail(disk_reason(error), str(error))
+    except KeyboardInterrupt:
+        result.end.fail("interrupted", "stopped; run the same command again to resume")
+    _print(options, result, time.monotonic() - began)
+    return result.end.exit_code
+
+
+def _print(options: argparse.Namespace, result: _Result, seconds: float) -> None:
+    if options.json:
+        sys.stdout.write(json.dumps(result.as_json(seconds)) + "\n")
+    elif result.end.ok and not options.quiet and result.plan is not None:
+        for layer in result.plan.layers:
+            for path in sorted(result.plan.files_of(layer)):
+                sys.stdout.write(f"{Path(options.output) / path}  {layer.descriptor.digest}\n")
+    if not result.end.ok:
+        sys.stderr.write(f"shoal pull: {result.end.reason}: {result.end.detail}\n")
+
+
+def _pull(options: argparse.Namespace, result: _Result) -> None:
+    reference = parse_reference(options.reference)
+    chosen = patterns(options.include, options.exclude)
+    timeout_ms = timeout_of(options.timeout)
+    manifest, right = asyncio.run(_ask(options, reference))
+    result.reference, result.digest = str(reference), manifest.digest
+    root = Path(options.output).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    work = root / STATE_NAME
+    with held_state(work), Tree(root) as tree:
+        _clean(work)
+        plan = PullPlan(manifest, tree, chosen, overwrite=options.overwrite)
+        result.plan = plan
+        plan.prepare()
+        try:
+            if plan.missing:
+                _fetch_all(options, reference, plan, right, timeout_ms, result)
+            else:
+                result.end.ok = True
+        finally:
+            plan.state.save()
+        if not result.end.ok:
+            return
+        # Only then are the files that it shares with the directory nobody else's.
+        shutil.rmtree(work / "store", ignore_errors=True)
+        result.end.ok = False
+        plan.finish(reference)
+        result.end.ok = True
+        shutil.rmtree(work, ignore_errors=True)
+
+
+async def _ask(options: argparse.Namespace, reference: Reference) -> tuple[Manifest, str | None]:
+    """The manifest, and the right that it was got with."""
+    async with registry_client(options) as client:
+        manifest = await client.resolve(reference, platform_of(options))
+        return manifest, await client.authorization(reference, manifest.config.digest)
+
+
+async def _ask_again(options: argparse.Namespace, reference: Reference, digest: str) -> str | None:
+    async with registry_client(options) as client:
+        return await client.authorization(reference, digest, fresh=True)
+
+
+def _clean(work: Path) -> None:
+    """Removes what a killed pull had only half written."""
+    for part in work.glob("*.part"):
+        part.unlink()
+
+
+def _fetch_all(
+    options: argparse.Namespace,
+    reference: Reference,
+    plan: PullPlan,
+    right: str | None,
+    timeout_ms: int,
+    result: _Result,
+) -> None:
+    """Fetches what is missing, with a fresh right whenever the one at hand has run out."""
+    best_bytes = fruitless = 0
+    missing_count = len(plan.missing)
+    digest = plan.missing[0].descriptor.digest
+    for _ in range(FRESH_RIGHTS_MAX):
+        outcome = _fetch(options, _body(options, reference, plan, right, timeout_ms), plan)
+        result.add(outcome)
+        if outcome.ok or outcome.reason != "origin-unauthorized":
+            return
+        fewer = len(plan.missing) < missing_count
+        missing_count = len(plan.missing)
+        fruitless = 0 if fewer or outcome.received_bytes > best_bytes else fruitless + 1
+        if fruitless >= FRUITLESS_MAX:
+            return
+        best_bytes = max(best_bytes, outcome.received_bytes)
+        right = asyncio.run(_ask_again(options, reference, digest))
+
+
+def _body(
+    options: argparse.Namespace,
+    reference: Reference,
+    plan: PullPlan,
+    right: str | None,
+    timeout_ms: int,
+) -> dict[str, Any]:
+    """The API's request: all missing layers as one collection."""
+    return {
+        "urls": [
+            {
+                "url": reference.url(
+                    "blobs", layer.descriptor.digest, plain_http=options.plain_http
+                ),
+                "headers": [["Authorization", right]] if right else [],
+                "digest": layer.descriptor.digest,
+            }
+            for layer in plan.missing
+        ],
+        "outputs": [str(plan.output_of(layer)) for layer in plan.missing],
+        "priority": options.priority,
+        "disable_back_to_source": options.disable_back_to_source,
+        # What must not be replaced was looked for before.
+        "overwrite": True,
+        "demand": "whole",
+        "timeout_ms": timeout_ms,
+    }
+
+
+def _fetch(options: argparse.Namespace, body: dict[str, Any], plan: PullPlan) -> Outcome:
+    """One download; what has arrived is known to the plan."""
+    layers = plan.missing
+    outputs: list[Path | None] = [plan.output_of(layer) for layer in layers]
+    files = [
+        FileOutcome(display(url["url"]), str(output))
+        for url, output in zip(body["urls"], outputs, strict=True)
+    ]
+    before = [plan.identity(layer) for layer in layers]
+    done: set[int] = set()
+    saved_s = time.monotonic()
+
+    def title() -> str:
+        return f"{len(done)}/{len(layers)} files"
+
+    def delivered(index: int) -> None:
+        nonlocal saved_s
+        # A daemon in a sandbox of its own may have delivered to another place of that name.
+        now = plan.identity(layers[index])
+        if layers[index].packing is Packing.RAW and now in (None, before[index]):
+            return
+        done.add(index)
+        bar.rename(title())
+        plan.arrived(layers[index], files[index].how)
+        if time.monotonic() - saved_s > SAVE_EVERY_S:
+            plan.state.save()
+            saved_s = time.monotonic()
+
+    outcome = _Arrivals(files, delivered)
+    deadline_s = None
+    if body["timeout_ms"]:
+        deadline_s = time.monotonic() + body["timeout_ms"] / 1000 + DAEMON_GRACE_S
+    client = LocalClient(socket_path(options.endpoint), deadline_s)
+    wanted = not (options.no_progress or options.quiet or options.json)
+    with Bar(title(), outcome, wanted=wanted, verbose=options.verbose) as bar:
+        if is_alone(client, options):
+            download_alone(
+                options, body, outputs, outcome, bar,
+                root=plan.work / "store",
+                download=functools.partial(download_standalone, ca_file=options.ca_file),
+            )  # fmt: skip
+        else:
+            let_daemon_download(client, options, body, outputs, outcome, bar)
+    if outcome.ok:
+        for layer, file in zip(layers, files, strict=True):
+            plan.arrived(layer, file.how)
+    plan.missing = [layer for at, layer in enumerate(layers) if at not in done]
+    return outcome

@@ -1,0 +1,71 @@
+"""The options of `shoal pull` and `shoal inspect`, and what both ask a registry.
+
+Every problem with them is a UsageError that says what would be right.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Final
+
+from peer.shell.oci.credentials import Credentials
+from peer.shell.oci.manifest import parse_platform
+from peer.shell.oci.registry import RegistryClient
+
+EPILOG: Final = """\
+Credentials come from SHOAL_REGISTRY_USERNAME and SHOAL_REGISTRY_PASSWORD, or from the files and
+helpers of docker, podman and their like. Patterns: `*` stays within a name, `**` crosses slashes,
+one without a slash is compared with the last name alone.
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong digest, 4 the registry refused (401, 403, 404),
+5 the disk, 124 time is over, 130 interrupted (run the same command again to resume).
+"""
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """The options of a command."""
+    about = {
+        "pull": "Download a model or a container image from a registry, through the node's shoal "
+        "daemon where there is one. An image becomes an OCI layout.",
+        "inspect": "Show what a registry has under a name, and what of it this host holds.",
+    }
+    parser = argparse.ArgumentParser(
+        prog=f"shoal {name}",
+        description=about[name],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("reference", metavar="REF", help="host/repository:tag, or @digest")
+    if name == "pull":
+        add("-o", "--output", required=True, metavar="DIR", help="directory, made if need be")
+        add("--include", action="append", default=[], metavar="GLOB", help="only these files")
+        add("--exclude", action="append", default=[], metavar="GLOB", help="not these files")
+        add("--overwrite", action="store_true", help="replace files that no pull put there")
+        add("--timeout", default="0", help="give up after so long (30s, 5m, 2h; 0 for never)")
+        add("-p", "--priority", type=int, default=6, help="0 (least) to 6 (most urgent)")
+        add("--disable-back-to-source", action="store_true", help="layers only from other hosts")
+        add("--scheduler", action="append", default=[], metavar="HOST:PORT",
+            help="join a swarm by itself, without a daemon")  # fmt: skip
+        add("--no-progress", action="store_true", help="no progress bar")
+        add("-q", "--quiet", action="store_true", help="print errors only")
+        add("-v", "--verbose", action="store_true", help="log what happens")
+    add("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (this machine's)")
+    add("--authfile", type=Path, metavar="FILE", help="credentials: this file and no other")
+    add("--plain-http", action="store_true", help="ask the registry without TLS")
+    add("--ca-file", type=Path, metavar="FILE",
+        help="PEM certificates to trust too (a daemon has its own for layers)")  # fmt: skip
+    add("-e", "--endpoint", metavar="SOCKET", help="the daemon's Unix socket")
+    add("--json", action="store_true", help="print one JSON object at the end")
+    return parser
+
+
+def platform_of(options: argparse.Namespace) -> str | None:
+    """The platform that was asked for. Raises UsageError."""
+    return parse_platform(options.platform) if options.platform else None
+
+
+def registry_client(options: argparse.Namespace) -> RegistryClient:
+    """A client that finds this user's credentials."""
+    credentials = Credentials(os.environ, options.authfile)
+    return RegistryClient(credentials.find, plain_http=options.plain_http, ca_file=options.ca_file)

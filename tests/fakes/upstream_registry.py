@@ -1,0 +1,130 @@
+"""A registry over loopback HTTP that can be told to misbehave, and that counts what is read."""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+
+def sha256(body: bytes) -> str:
+    """As registries name it."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+@dataclass
+class FakeRegistry:
+    """Repositories with blobs and manifests. `user`: who may read, as `name:password`."""
+
+    user: str = ""
+    down: bool = False
+    blobs_down: bool = False
+    cut_at: int | None = None
+    corrupt: bool = False
+    redirect: bool = False
+    url: str = ""
+    blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
+    blob_bytes: Counter[str] = field(default_factory=Counter)
+    seen: list[web.Request] = field(default_factory=list)
+    _runner: web.AppRunner | None = None
+
+    def push(self, repository: str, tag: str, *layers: bytes, config: bytes = b"{}") -> str:
+        """Makes an image of layers; gives the digest of its manifest."""
+        for blob in (config, *layers):
+            self.blobs[repository, sha256(blob)] = blob
+        body = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {"digest": sha256(config), "size": len(config)},
+                "layers": [{"digest": sha256(layer), "size": len(layer)} for layer in layers],
+            }
+        ).encode()
+        self.manifests[repository, tag] = self.manifests[repository, sha256(body)] = body
+        return sha256(body)
+
+    @property
+    def authorization(self) -> str:
+        """What its user shows."""
+        return f"Basic {base64.b64encode(self.user.encode()).decode()}"
+
+    async def start(self) -> None:
+        """Listens."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        """Ends."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(request)
+        if self.down:
+            return web.Response(status=500)
+        if request.path.startswith("/storage/"):
+            _, _, repository, digest = request.path.split("/", 3)
+            return await self._blob(request, repository.replace("~", "/"), digest)
+        if self.user and request.headers.get("Authorization") != self.authorization:
+            return web.json_response(
+                {"errors": [{"code": "UNAUTHORIZED"}]},
+                status=401,
+                headers={"WWW-Authenticate": 'Basic realm="fake"'},
+            )
+        if request.path == "/v2/":
+            return web.json_response({})
+        repository, place, reference = request.path.removeprefix("/v2/").rsplit("/", 2)
+        self.requests[f"{request.method} {place}"] += 1
+        if place == "manifests":
+            return self._manifest(repository, reference)
+        if place == "blobs":
+            if self.blobs_down:
+                return web.Response(status=500)
+            if self.redirect and request.method == "GET":
+                where = f"{self.url}/storage/{repository.replace('/', '~')}/{reference}"
+                raise web.HTTPTemporaryRedirect(where)
+            return await self._blob(request, repository, reference)
+        return web.json_response({"place": place})
+
+    def _manifest(self, repository: str, reference: str) -> web.Response:
+        body = self.manifests.get((repository, reference))
+        if body is None:
+            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
+        headers = {"Docker-Content-Digest": sha256(body), "Content-Type": OCI_MANIFEST}
+        return web.Response(body=body, headers=headers)
+
+    async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
+        blob = self.blobs.get((repository, digest))
+        if blob is None:
+            return web.json_response({"errors": [{"code": "BLOB_UNKNOWN"}]}, status=404)
+        headers: dict[str, Any] = {"Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
+        part, status, body = request.http_range, 200, blob
+        if part.start is not None:
+            body, status = blob[part], 206
+            last = part.start + len(body) - 1
+            headers["Content-Range"] = f"bytes {part.start}-{last}/{len(blob)}"
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = len(body)
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        if self.corrupt:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        if self.cut_at is not None:
+            body = body[: self.cut_at]
+        self.blob_bytes[digest] += len(body)
+        await response.write(body)
+        if self.cut_at is not None and request.transport is not None:
+            request.transport.abort()
+        return response

@@ -1,0 +1,294 @@
+"""`shoal pull` and `shoal inspect` as whole processes, from a registry that wants tokens."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import zstandard
+
+from peer.cli.demo_processes import Processes
+from tests.fakes.registry import Registry
+
+pytestmark = pytest.mark.slow
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MODEL = "application/vnd.cncf.model.manifest.v1+json"
+KIND = "application/vnd.cncf.model.weight.v1."
+WEIGHTS = Random(7).randbytes(3 << 20)
+
+
+def tar_of(*members: tuple[str, bytes], **links: str) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.mode = len(body), 1_700_000_000, 0o640
+            archive.addfile(info, io.BytesIO(body))
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return packed.getvalue()
+
+
+def publish(registry: Registry, layers: list[dict[str, Any]]) -> str:
+    config = registry.layer(
+        json.dumps({"descriptor": {"name": "tiny"}, "config": {"paramSize": "1B"}}).encode(),
+        "application/vnd.cncf.model.config.v1+json",
+    )
+    return registry.tag(
+        {
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": MODEL,
+            "config": config, "layers": layers,
+        }
+    )  # fmt: skip
+
+
+def model(registry: Registry) -> dict[str, bytes]:
+    """A model with a layer of every packing; its files."""
+    metadata = json.dumps({"mode": 0o600, "mtime": "2024-05-06T07:08:09Z", "typeflag": 48})
+    raw = registry.layer(WEIGHTS, f"{KIND}raw", org_cncf_model_filepath="weights/a.safetensors")
+    raw["annotations"]["org.cncf.model.file.metadata+json"] = metadata
+    publish(
+        registry,
+        [
+            raw,
+            registry.layer(
+                tar_of(("config.json", b"{}")), f"{KIND}tar", org_cnai_model_filepath="config.json"
+            ),
+            registry.layer(gzip.compress(tar_of(("docs/a.md", b"a" * 5000))), f"{KIND}tar+gzip"),
+            registry.layer(
+                zstandard.compress(tar_of(("code/run.py", b"pass"), link="code/run.py")),
+                f"{KIND}tar+zstd",
+            ),
+        ],
+    )
+    return {
+        "weights/a.safetensors": WEIGHTS, "config.json": b"{}",
+        "docs/a.md": b"a" * 5000, "code/run.py": b"pass",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """With a user and tokens."""
+    with Registry() as started:
+        started.users = {"ann": "correct-horse"}
+        yield started
+
+
+def environment(tmp_path: Path, secret: str = "correct-horse") -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "SHOAL_PEER_API_SOCKET": str(tmp_path / "no-daemon.sock"),
+        "SHOAL_REGISTRY_USERNAME": "ann",
+        "SHOAL_REGISTRY_PASSWORD": secret,
+    }
+
+
+def shoal(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [sys.executable, "-m", "peer.cli.main", *arguments],
+        capture_output=True, check=False, timeout=55, **options,
+    )  # fmt: skip
+
+
+def pull(
+    registry: Registry, tmp_path: Path, *more: str, secret: str = "correct-horse"
+) -> "subprocess.CompletedProcess[bytes]":
+    return shoal(
+        "pull", registry.reference, "-o", str(tmp_path / "out"), "--plain-http", "--json", *more,
+        env=environment(tmp_path, secret),
+    )  # fmt: skip
+
+
+def found(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.name != ".shoal-pull.json"
+    }
+
+
+def test_a_model_of_every_packing_without_a_daemon(tmp_path: Path, registry: Registry) -> None:
+    files = model(registry)
+    registry.redirects = True
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    out = tmp_path / "out"
+    assert found(out) == files
+    status = (out / "weights/a.safetensors").stat()
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert status.st_mtime == 1714979289
+    assert stat.S_IMODE((out / "config.json").stat().st_mode) == 0o640
+    assert os.readlink(out / "link") == "code/run.py"
+    assert registry.leaked == 0
+    asked = dict(registry.asked)
+    again = pull(registry, tmp_path)
+    assert again.returncode == 0, again.stderr.decode()
+    assert {layer["how"] for layer in json.loads(again.stdout)["layers"]} == {"there"}
+    # Only the manifest and its token.
+    assert {name for name, count in registry.asked.items() if count != asked[name]} == {
+        "manifest", "token",
+    }  # fmt: skip
+
+
+def test_only_what_is_changed_is_fetched_again(tmp_path: Path, registry: Registry) -> None:
+    files = model(registry)
+    assert pull(registry, tmp_path).returncode == 0
+    (tmp_path / "out/config.json").write_bytes(b"other")
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert found(tmp_path / "out") == files
+    how = [layer["how"] for layer in json.loads(done.stdout)["layers"]]
+    assert how == ["there", "unpacked", "there", "there"]
+
+
+def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
+    files = model(registry)
+    with Processes(tmp_path) as processes:
+        facts = processes.start(
+            "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+            "--store-root", str(tmp_path / "store"), "--socket", str(tmp_path / "p.sock"),
+            "--ready-file",
+        ).facts()  # fmt: skip
+        done = pull(registry, tmp_path, "-e", facts["socket"])
+        assert done.returncode == 0, done.stderr.decode()
+        told = shoal(
+            "inspect", registry.reference, "--plain-http", "--json", "-e", facts["socket"],
+            env=environment(tmp_path),
+        )  # fmt: skip
+    assert found(tmp_path / "out") == files
+    assert told.returncode == 0, told.stderr.decode()
+    seen = json.loads(told.stdout)
+    assert seen["held_bytes"] == seen["size_bytes"]
+    assert seen["config"]["descriptor"]["name"] == "tiny"
+    assert [layer["path"] for layer in seen["layers"]][:2] == [
+        "weights/a.safetensors", "config.json",
+    ]  # fmt: skip
+
+
+def test_patterns_choose_files(tmp_path: Path, registry: Registry) -> None:
+    model(registry)
+    done = pull(registry, tmp_path, "--include", "*.json", "--include", "docs/**")
+    assert done.returncode == 0, done.stderr.decode()
+    assert set(found(tmp_path / "out")) == {"config.json", "docs/a.md"}
+
+
+def test_a_killed_pull_goes_on(tmp_path: Path, registry: Registry) -> None:
+    big = Random(3).randbytes(24 << 20)
+    layer = registry.layer(big, f"{KIND}raw", org_cncf_model_filepath="big.bin")
+    publish(registry, [layer])
+    registry.slow_s = 0.03
+    arguments = [
+        sys.executable, "-m", "peer.cli.main", "pull", registry.reference, "--plain-http",
+        "-o", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with subprocess.Popen(arguments, env=environment(tmp_path), stderr=subprocess.PIPE) as first:
+        while first.poll() is None and registry.asked[layer["digest"]] < 48:
+            continue
+        first.send_signal(signal.SIGKILL)
+        first.communicate(timeout=30)
+    assert first.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/big.bin").exists()
+    registry.slow_s = 0
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert hashlib.sha256((tmp_path / "out/big.bin").read_bytes()).digest() == (
+        hashlib.sha256(big).digest()
+    )
+    assert json.loads(done.stdout)["origin_bytes"] < len(big)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"big.bin", ".shoal-pull.json"}
+
+
+def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Registry) -> None:
+    layers = [
+        registry.layer(
+            Random(seed).randbytes(1 << 20), f"{KIND}raw", org_cncf_model_filepath=f"{seed}.bin"
+        )
+        for seed in range(12)
+    ]
+    publish(registry, layers)
+    registry.token_chunks, registry.slow_s = 24, 0.01
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(found(tmp_path / "out")) == 12
+    assert registry.asked["token"] > 1
+
+
+@pytest.mark.parametrize("basic", [False, True])
+def test_wrong_credentials_are_refused(tmp_path: Path, registry: Registry, basic: bool) -> None:
+    model(registry)
+    registry.basic = basic
+    done = pull(registry, tmp_path, secret="wrong-horse")
+    assert done.returncode == 4
+    assert "origin-unauthorized" in done.stderr.decode()
+    assert b"wrong-horse" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        tar_of(("../evil", b"x")),
+        tar_of(("/evil", b"x")),
+        tar_of(evil="../outside"),
+        tar_of(("ok", b"x"), ("ok", b"y")),
+    ],
+)
+def test_an_archive_that_leads_out_is_refused(
+    tmp_path: Path, registry: Registry, archive: bytes
+) -> None:
+    publish(registry, [registry.layer(archive, f"{KIND}tar")])
+    done = pull(registry, tmp_path)
+    assert done.returncode == 1
+    assert "refused" in done.stderr.decode()
+    assert not (tmp_path / "evil").exists()
+    assert set(found(tmp_path / "out")) <= {"ok", *found(tmp_path / "out/.shoal-pull")} | {
+        f".shoal-pull/{path.name}" for path in (tmp_path / "out/.shoal-pull").iterdir()
+    }
+
+
+def test_an_image_becomes_a_layout(tmp_path: Path, registry: Registry) -> None:
+    layer = registry.layer(gzip.compress(b"layer"), "application/vnd.oci.image.layer.v1.tar+gzip")
+    config = registry.layer(b'{"os":"linux"}', "application/vnd.oci.image.config.v1+json")
+    digest = registry.tag(
+        {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}, "inner"
+    )
+    registry.tag(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [
+                {
+                    "mediaType": MANIFEST,
+                    "digest": digest,
+                    "size": 1,
+                    "platform": {"os": "linux", "architecture": "arm64"},
+                }
+            ],
+        }
+    )
+    done = pull(registry, tmp_path, "--platform", "linux/arm64")
+    assert done.returncode == 0, done.stderr.decode()
+    out = tmp_path / "out"
+    assert json.loads((out / "index.json").read_bytes())["manifests"][0]["digest"] == digest
+    for each in (digest, config["digest"], layer["digest"]):
+        body = (out / "blobs/sha256" / each.partition(":")[2]).read_bytes()
+        assert hashlib.sha256(body).hexdigest() == each.partition(":")[2]
+    wrong = pull(registry, tmp_path, "--platform", "linux/s390x")
+    assert wrong.returncode == 4
+    assert "linux/arm64" in wrong.stderr.decode()
