@@ -35,10 +35,14 @@ def test_example_configurations_say_what_they_show() -> None:
     assert all(address.port == scheduler.listen.port for address in peer.scheduler.addresses)
 
 
-def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    (tmp_path / "peer.toml").write_text(example)
-    assert load(PeerConfig, tmp_path / "peer.toml", {}, {}).zone == "rack-12"
+def test_every_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    read = []
+    for example in examples:
+        (tmp_path / "peer.toml").write_text(example)
+        read.append(load(PeerConfig, tmp_path / "peer.toml", {}, {}))
+    assert [config.mirror.enabled for config in read] == [True, False]
+    assert read[1].zone == "rack-12"
 
 
 def directives(unit: Path) -> dict[str, str]:

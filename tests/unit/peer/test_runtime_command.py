@@ -201,14 +201,14 @@ def test_json(machine: Machine, capsys: Captured) -> None:
     [
         ["docker", "--force"],
         ["docker", "--undo", "--registry", "docker.io"],
-        ["docker", "--mirror", "127.0.0.1:4001"],
-        ["docker", "--mirror", "http://user:word@127.0.0.1:4001"],
+        ["docker", "--mirror", "127.0.0.1:4004"],
+        ["docker", "--mirror", "http://user:word@127.0.0.1:4004"],
         ["docker", "--mirror", "http://127.0.0.1:99999"],
         ["podman"],
         ["podman", "--registry", "../a"],
         ["podman", "--registry", "a=https://b", "--registry", "a=https://c"],
         ["containerd", "--registry", "_default=https://a"],
-        ["containerd", "--registry", "127.0.0.1:4001"],
+        ["containerd", "--registry", "127.0.0.1:4004"],
     ],
 )
 def test_wrong_usage(machine: Machine, arguments: list[str], capsys: Captured) -> None:

@@ -36,7 +36,7 @@ pull-from-mirror = "digest-only"
 "alpine" = "docker.io/library/alpine"
 """
 
-OURS_ENTRY: dict[str, Any] = {"location": "127.0.0.1:4001/reg.example", "insecure": True}
+OURS_ENTRY: dict[str, Any] = {"location": "127.0.0.1:4004/reg.example", "insecure": True}
 
 
 def entries(text: str) -> Any:
@@ -51,7 +51,7 @@ def test_a_registry_without_an_entry_gets_a_file_of_ours() -> None:
         {
             "prefix": name,
             "location": name,
-            "mirror": [{"location": f"127.0.0.1:4001/{name}", "insecure": True}],
+            "mirror": [{"location": f"127.0.0.1:4004/{name}", "insecure": True}],
         }
         for name in ("docker.io", "new.example")
     ]
@@ -69,7 +69,7 @@ def test_the_mirror_comes_before_other_mirrors() -> None:
     after, _ = Files({MAIN: SITE}).configured(containers.plan, [registry])
     mirrors = entries(after[MAIN])[1]["mirror"]
     assert [mirror["location"] for mirror in mirrors] == [
-        "127.0.0.1:4001/other.example:5000",
+        "127.0.0.1:4004/other.example:5000",
         "cache.example",
     ]
     assert not lost_lines(SITE, after[MAIN])
@@ -98,7 +98,7 @@ def test_a_registry_elsewhere() -> None:
             "prefix": "models",
             "location": "10.0.0.9:5000",
             "insecure": True,
-            "mirror": [{"location": "127.0.0.1:4001/10.0.0.9:5000", "insecure": True}],
+            "mirror": [{"location": "127.0.0.1:4004/10.0.0.9:5000", "insecure": True}],
         }
     ]
 
@@ -106,7 +106,7 @@ def test_a_registry_elsewhere() -> None:
 def test_a_mirror_that_lacks_insecure_gets_it() -> None:
     before = (
         '[[registry]]\nlocation = "reg.example"\n[[registry.mirror]]\n'
-        'location = "127.0.0.1:4001/reg.example" # by hand\n'
+        'location = "127.0.0.1:4004/reg.example" # by hand\n'
     )
     after = containers.with_mirror(before, MIRROR, Registry("reg.example"), MAIN)
     assert entries(after)[0]["mirror"] == [OURS_ENTRY]
