@@ -237,7 +237,9 @@ class PeerEngine:
         if task.phase in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             self._task_over(task)
         elif task.phase is TaskPhase.FAILED and not task.held:
-            # Nothing of it is worth keeping: its room is given back.
+            # Nothing of it is worth keeping: its room is given back. What comes under its name
+            # later knows nothing of what this one lost.
+            self._outbox.tell_loss(task)
             task.phase = TaskPhase.REMOVING
             self.state.emit(RemoveTask(task_id=task.task_id))
 

@@ -47,6 +47,9 @@ class Outbox:
 
     def state_digest(self, statement: Statement) -> None:
         """This host read a piece under a lease; its word on the digest."""
+        task = self._state.tasks.get(statement.task_id)
+        if task is not None:
+            task.stated |= 1 << statement.piece
         self._statements.append(statement)
         self._plan(STATEMENT_INTERVAL_NS)
 
@@ -66,10 +69,16 @@ class Outbox:
         self._dirty_tasks[task.task_id] = task
         self._plan()
 
+    def tell_loss(self, task: Task) -> None:
+        """The task is about to be forgotten: the scheduler is told at once what it lost."""
+        if task.lost:
+            self._flush()
+
     def lost(self, task: Task, gone: int) -> None:
         """Pieces that the scheduler was told of turned out wrong or unreadable."""
-        task.lost |= gone & task.reported
+        task.lost |= gone & (task.reported | task.stated)
         task.reported &= ~gone
+        task.stated &= ~gone
         self.progressed(task)
 
     def send(self, *messages: HostMessage) -> None:

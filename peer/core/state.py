@@ -59,6 +59,8 @@ class Task:
     """What children were told of."""
     reported: int = 0
     """What the scheduler was told of in this session."""
+    stated: int = 0
+    """Pieces whose digest this host stated: the scheduler takes it to hold them."""
     lost: int = 0
     """What the scheduler was told of and is held no longer."""
     listed: dict[int, bytes] = field(default_factory=dict)

@@ -77,13 +77,17 @@ class Pulls:
             yield shared.download.content(pull.blobs.index(blob))
         finally:
             shared.readers -= 1
-            if not shared.readers and self._shared.get(pull) is shared:
-                self._let_linger(pull, shared)
+            if not shared.readers:
+                if self._shared.get(pull) is shared:
+                    self._let_linger(pull, shared)
+                else:
+                    self._end(shared)
 
     def fails(self, pull: Pull) -> None:
-        """The download did not bring what it was to: the next reader begins a new one."""
+        """The download did not bring what it was to: the next reader begins a new one, and those
+        who read other blobs of it go on."""
         shared = self._shared.pop(pull, None)
-        if shared is not None:
+        if shared is not None and not shared.readers:
             self._end(shared)
 
     def _let_linger(self, pull: Pull, shared: _Shared) -> None:
@@ -108,8 +112,9 @@ class Pulls:
 
     async def close(self) -> None:
         """Ends all of them. Safe to call twice."""
-        for pull in list(self._shared):
-            self.fails(pull)
+        for shared in self._shared.values():
+            self._end(shared)
+        self._shared.clear()
         if self._closing:
             await asyncio.wait(self._closing)
 

@@ -243,6 +243,26 @@ def test_a_late_answer_about_an_unknown_task_does_nothing() -> None:
     assert not rig.log
 
 
+def test_the_scheduler_is_told_what_a_false_content_lost_before_it_is_forgotten() -> None:
+    rig = Rig().start()
+    fill(rig)
+    rig.hash(WRONG)
+    rig.tell(
+        msg.SourceFailed(
+            collection_id=COLLECTION, source_id=SOURCE, reason=Reason.DIGEST_MISMATCH, detail=""
+        )
+    )
+    rig.unwant()
+    assert rig.task.phase is TaskPhase.REMOVING
+    lost = [
+        progress.lost
+        for report in rig.said(msg.Report, ever=True)
+        for progress in report.progress
+        if progress.lost
+    ]
+    assert lost == [0b1111]
+
+
 def test_a_mismatch_waits_for_the_schedulers_word() -> None:
     rig = Rig().start()
     fill(rig)
