@@ -319,7 +319,8 @@ class TaskKeeper:
         return renewed
 
     def announce_everything(self) -> None:
-        """The rule of what may be announced changed (a session began or ended)."""
+        """The rule of what may be announced and read changed: the grace time of a lost scheduler is
+        over."""
         for task in self._state.tasks.values():
             self._queue_announcement(task)
             self._advance(task)

@@ -115,11 +115,6 @@ class RunningContent:
             await self._running.next_change()
         return self._wanted.descriptor
 
-    @property
-    def is_whole(self) -> bool:
-        """All of it is here and its digest has passed."""
-        return self._wanted.whole
-
     async def chunks(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Verified bytes in order from `start` up to `end`, or to its end. Raises DownloadError."""
         descriptor = await self.known()

@@ -43,6 +43,8 @@ class ImageBook:
 
     def __init__(self) -> None:
         self._images: OrderedDict[tuple[str, str], Image] = OrderedDict()
+        self._by_blob: dict[tuple[str, str], Image] = {}
+        """The image that was seen last with each blob: many clients ask for one blob at once."""
         self._manifests: OrderedDict[tuple[str, str], Manifest] = OrderedDict()
         self._kept_bytes = 0
 
@@ -55,16 +57,17 @@ class ImageBook:
         image = Image(manifest.digest, blobs)
         self._images[repository, manifest.digest] = image
         self._images.move_to_end((repository, manifest.digest))
+        self._by_blob.update(dict.fromkeys(((repository, blob) for blob in blobs), image))
         if len(self._images) > IMAGES_MAX:
-            self._images.popitem(last=False)
+            (where, _), dropped = self._images.popitem(last=False)
+            for blob in dropped.blobs:
+                if self._by_blob.get((where, blob)) is dropped:
+                    del self._by_blob[where, blob]
         return image
 
     def image_of(self, repository: str, blob: str) -> Image | None:
         """The image that was seen last with this blob."""
-        for (where, _), image in reversed(self._images.items()):
-            if where == repository and blob in image.blobs:
-                return image
-        return None
+        return self._by_blob.get((repository, blob))
 
     def manifest(self, repository: str, digest: str) -> Manifest | None:
         """A manifest that passed through lately."""

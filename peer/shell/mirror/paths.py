@@ -7,14 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from peer.shell.oci.reference import is_repository, is_tag
 from shoal.wire.digest import parse_digest
 from shoal.wire.errors import UsageError
 
-NAME_CHARACTERS_MAX: Final = 255
-
-_COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST: Final = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 )
@@ -57,12 +53,12 @@ def parse_path(path: str, registries: frozenset[str]) -> Asked | None:
     if len(name) > 1 and name[0] in registries:
         registry, name = name[0], name[1:]
     repository = "/".join(name)
-    if len(repository) > NAME_CHARACTERS_MAX or not _NAME.fullmatch(repository):
+    if not is_repository(repository):
         return None
     if place == "tags":
         return Asked(registry, repository, place, reference) if reference == "list" else None
     if place == "manifests" and ":" not in reference:
-        return Asked(registry, repository, place, reference) if _TAG.fullmatch(reference) else None
+        return Asked(registry, repository, place, reference) if is_tag(reference) else None
     try:
         digest = str(parse_digest(reference))
     except UsageError:

@@ -72,7 +72,7 @@ class _Request:
 
 
 class MirrorRoutes:
-    """Answers requests. `swarm_accepts()`: why no blob can be served now, "" if one can."""
+    """Answers requests. `unready()`: why no blob can be served now, "" if one can."""
 
     def __init__(
         self,

@@ -8,19 +8,11 @@ makes this host connect anywhere else.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit
 
 from peer.shell.mirror.paths import is_registry_name
+from peer.shell.oci.reference import DOCKER_HUB, DOCKER_HUB_SERVER, registry_name
 from shoal.wire.errors import UsageError
-
-_HUB: Final = "docker.io"
-_URLS: Final = {_HUB: "https://registry-1.docker.io"}
-_OTHER_NAMES: Final = {
-    "index.docker.io": _HUB,
-    "registry-1.docker.io": _HUB,
-    "registry.hub.docker.com": _HUB,
-}
 
 
 class UpstreamRefusedError(Exception):
@@ -40,10 +32,10 @@ class Upstream:
 def parse_upstream(text: str) -> Upstream:
     """`reg.example`, or `reg.example=http://10.0.0.5:5000`. Raises UsageError."""
     name, _, url = (part.strip() for part in text.partition("="))
-    name = _OTHER_NAMES.get(name, name)
+    name = registry_name(name)
     if not is_registry_name(name):
         raise UsageError(f"{text!r}: write a registry as reg.example:5000 or as name=URL")
-    url = url or _URLS.get(name, f"https://{name}")
+    url = url or f"https://{DOCKER_HUB_SERVER if name == DOCKER_HUB else name}"
     parts = urlsplit(url)
     if (
         parts.scheme not in ("http", "https")
@@ -61,7 +53,7 @@ class Upstreams:
 
     def __init__(self, upstreams: Iterable[Upstream], default: str = "") -> None:
         self._by_name = {upstream.name: upstream for upstream in upstreams}
-        self._default = _OTHER_NAMES.get(default, default)
+        self._default = registry_name(default)
         if self._default and self._default not in self._by_name:
             raise UsageError(f"default = {default}: list it among the upstreams")
 
@@ -78,7 +70,7 @@ class Upstreams:
         named = _name_of(header) if header else namespace or prefix or listener or self._default
         if not named:
             raise UpstreamRefusedError("the request names no registry, and there is no default")
-        found = self._by_name.get(_OTHER_NAMES.get(named, named))
+        found = self._by_name.get(registry_name(named))
         if found is None:
             shown = named if is_registry_name(named) else "what the request names"
             raise UpstreamRefusedError(

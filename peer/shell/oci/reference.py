@@ -13,7 +13,9 @@ from shoal.wire.digest import parse_digest
 from shoal.wire.errors import UsageError
 
 DOCKER_HUB: Final = "docker.io"
-DOCKER_HUB_NAMES: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+DOCKER_HUB_NAMES: Final = frozenset(
+    {"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
+)
 DOCKER_HUB_SERVER: Final = "registry-1.docker.io"
 """Where the registry of `docker.io` answers."""
 
@@ -89,6 +91,21 @@ def parse_reference(text: str) -> Reference:
     return Reference(registry, repository, tag or None, digest)
 
 
+def registry_name(host: str) -> str:
+    """A registry's one name: Docker Hub has several."""
+    return DOCKER_HUB if host in DOCKER_HUB_NAMES else host
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text can name a repository."""
+    return len(text) <= REPOSITORY_CHARACTERS_MAX and bool(_REPOSITORY.fullmatch(text))
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text can be a tag."""
+    return bool(_TAG.fullmatch(text))
+
+
 def digest_of(text: str) -> str:
     """A blob's digest in its usual form. Raises UsageError."""
     digest = str(parse_digest(text))
@@ -102,8 +119,7 @@ def _split_registry(name: str) -> tuple[str, str]:
     is_host = first == "localhost" or any(mark in first for mark in ".:[") or first != first.lower()
     if not slash or not is_host:
         return DOCKER_HUB, name
-    registry = _registry(first)
-    return (DOCKER_HUB if registry in DOCKER_HUB_NAMES else registry), rest
+    return registry_name(_registry(first)), rest
 
 
 def _registry(text: str) -> str:
