@@ -177,10 +177,10 @@ class ApiRoutes:
                     await response.write_eof()
             except TimeoutError:
                 self._note_outcome(stream_id, stream, late)
-                _abort(request)
+                break_off(request)
             except DownloadError as error:
                 self._note_outcome(stream_id, stream, error)
-                _abort(request)
+                break_off(request)
             return response
         finally:
             await stream.close()
@@ -252,7 +252,7 @@ class ApiRoutes:
             wanted = min(CONTENT_CHUNK_BYTES, end - first)
             chunk = await self._offload(os.pread, content.fd, wanted, first)
             if not chunk:
-                _abort(request)
+                break_off(request)
                 return response
             await response.write(chunk)
             first += len(chunk)
@@ -317,7 +317,7 @@ async def _json_body(request: web.Request) -> object:
     return body
 
 
-def _abort(request: web.Request) -> None:
+def break_off(request: web.Request) -> None:
     """Breaks the connection off, so that nobody takes what was sent for the whole."""
     if request.transport is not None:
         request.transport.abort()

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from peer.shell.api_routes import break_off
 from peer.shell.api_types import DownloadError
 from peer.shell.mirror.answers import VERSION_HEADERS, refusal, refusal_of
 from peer.shell.mirror.grants import Grants
@@ -155,7 +156,7 @@ class MirrorRoutes:
                 async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
                     await response.write(chunk)
             except (aiohttp.ClientError, TimeoutError):
-                _abort(request.http)
+                break_off(request.http)
                 return response
             await response.write_eof()
             return response
@@ -329,9 +330,9 @@ class MirrorRoutes:
             # What came is not the whole: the client must not take it for that.
             self._log.warning("a blob broke off", blob=request.asked.reference, reason=str(error))
             self._failed(pull, request.asked.reference, error)
-            _abort(http)
+            break_off(http)
         except (ConnectionError, asyncio.CancelledError):
-            _abort(http)
+            break_off(http)
             raise
         return response
 
@@ -375,8 +376,3 @@ async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
     except (aiohttp.ClientError, TimeoutError) as error:
         raise UpstreamFailedError(f"the answer broke off: {type(error).__name__}") from error
     return bytes(body)
-
-
-def _abort(http: web.Request) -> None:
-    if http.transport is not None:
-        http.transport.abort()
