@@ -199,6 +199,11 @@ class MirrorSection:
         "private registries with CRI-O, podman and skopeo, which compute what they ask a token "
         "for from the path.",
     )
+    writes: bool = option(
+        default=False,
+        help="Pass pushes and deletions through to the registry, with the client's own credential; "
+        "otherwise the mirror refuses them (405).",
+    )
     verdict_ttl: Duration = option(
         Duration(60 * SECOND_NS),
         maximum=600 * SECOND_NS,

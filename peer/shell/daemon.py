@@ -221,6 +221,7 @@ class PeerDaemon:
                 upstreams=tuple(parse_upstream(text) for text in section.upstreams),
                 default=section.default,
                 verdict_ttl_ns=section.verdict_ttl.nanoseconds,
+                writes=self._config.mirror.writes,
                 ca_file=self._config.origin.ca_file,
             ),
             start=node.downloads.start,

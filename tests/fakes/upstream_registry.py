@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class FakeRegistry:
     requests: Counter[str] = field(default_factory=Counter)
     blob_bytes: Counter[str] = field(default_factory=Counter)
     seen: list[web.Request] = field(default_factory=list)
+    expect: Callable[[web.Request], Awaitable[None]] | None = None
+    """What it does to a client that waits to be told to send its body; tells it to, if None."""
     _runner: web.AppRunner | None = None
 
     def push(self, repository: str, tag: str, *layers: bytes, config: bytes = b"{}") -> str:
@@ -58,7 +61,7 @@ class FakeRegistry:
     async def start(self) -> None:
         """Listens."""
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer, expect_handler=self._expected)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -68,6 +71,11 @@ class FakeRegistry:
         """Ends."""
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _expected(self, request: web.Request) -> None:
+        if self.expect is not None:
+            await self.expect(request)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(request)

@@ -18,13 +18,16 @@ from multidict import CIMultiDict
 from peer.shell.api_routes import break_off
 from peer.shell.api_types import DownloadError
 from peer.shell.mirror.answers import VERSION_HEADERS, refusal, refusal_of
+from peer.shell.mirror.bodies import hand_back
 from peer.shell.mirror.grants import Grants
 from peer.shell.mirror.images import MANIFEST_BYTES_MAX, Image, ImageBook, Manifest, digest_of
+from peer.shell.mirror.locations import Locations
 from peer.shell.mirror.paths import Asked, parse_path
 from peer.shell.mirror.pulls import Pull, Pulls
 from peer.shell.mirror.ranges import Unsatisfiable, parse_range
 from peer.shell.mirror.relay import LOOP_HEADER, Relay, UpstreamFailedError, told_headers
 from peer.shell.mirror.upstreams import Upstream, UpstreamRefusedError, Upstreams
+from peer.shell.mirror.writes import READING, Writes, asked_to_write
 from peer.shell.streams import RunningContent
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
@@ -61,6 +64,8 @@ class _Request:
     http: web.Request
     asked: Asked
     upstream: Upstream
+    named: str
+    """The registry as paths of this client have to name it; "" if its listener does."""
 
     @property
     def authorization(self) -> str:
@@ -84,9 +89,12 @@ class MirrorRoutes:
         pulls: Pulls,
         unready: Callable[[], str],
         clock: Clock,
+        writes: bool = False,
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
+        self._locations = Locations()
+        self._writes = Writes(relay, self._locations, self._changed) if writes else None
         self._grants = grants
         self._pulls = pulls
         self._unready = unready
@@ -103,21 +111,18 @@ class MirrorRoutes:
         self.counters.requests += 1
         if LOOP_HEADER in http.headers:
             return refusal(508, "UNSUPPORTED", "this request has passed a mirror already: a loop")
-        if http.method not in ("GET", "HEAD"):
-            return refusal(405, "UNSUPPORTED", "this mirror is for reading")
+        if http.method not in READING and self._writes is None:
+            return refusal(405, "UNSUPPORTED", "this mirror is for reading: see mirror.writes")
         try:
+            written = await self._written(http, listener)
+            if written is not None:
+                return written
             if http.path in ("/v2/", "/v2"):
                 return await self._ping(http, listener)
             asked = parse_path(http.path, self._upstreams.names)
             if asked is None:
                 return refusal(404, "NAME_INVALID", "no path of the distribution protocol")
-            upstream = self._upstreams.choose(
-                header=http.headers.get("X-Dragonfly-Registry", ""),
-                namespace=http.query.get("ns", ""),
-                prefix=asked.registry,
-                listener=listener,
-            )
-            request = _Request(http, asked, upstream)
+            request = self._request(http, asked, listener)
             if asked.place == "blobs" and asked.reference.startswith(f"{SWARM_ALGORITHM}:"):
                 return await self._blob(request)
             if asked.place == "manifests":
@@ -127,6 +132,37 @@ class MirrorRoutes:
             return refusal(403, "DENIED", str(error))
         except UpstreamFailedError as error:
             return refusal(503, "UNAVAILABLE", str(error))
+
+    def _request(self, http: web.Request, asked: Asked, listener: str) -> _Request:
+        header, namespace = http.headers.get("X-Dragonfly-Registry", ""), http.query.get("ns", "")
+        upstream = self._upstreams.choose(
+            header=header, namespace=namespace, prefix=asked.registry, listener=listener
+        )
+        told = bool(header or namespace or asked.registry)
+        return _Request(http, asked, upstream, upstream.name if told else "")
+
+    async def _written(self, http: web.Request, listener: str) -> web.StreamResponse | None:
+        """The answer to a request that writes, or goes where a registry sent its client; None for
+        any other."""
+        if self._writes is None:
+            return None
+        path, query = http.rel_url.raw_path, http.rel_url.raw_query_string
+        if (sealed := self._locations.opened(path)) is not None:
+            upstream = self._upstreams.choose(prefix=sealed[0])
+            return await self._writes.pass_on(http, upstream, sealed[1], query, upstream.name)
+        asked = asked_to_write(http.method, path, self._upstreams.names)
+        if asked is None:
+            if http.method in READING:
+                return None
+            return refusal(405, "UNSUPPORTED", f"nothing takes {http.method} at this path")
+        request = self._request(http, asked, listener)
+        return await self._writes.write(http, request.upstream, asked, _query(http), request.named)
+
+    def _changed(self, upstream: Upstream, repository: str, digest: str) -> None:
+        """Somebody wrote: what is remembered of it may not be so any longer."""
+        self._images.forget(f"{upstream.name}/{repository}", digest)
+        self._grants.forget(upstream.name, repository, digest)
+        self._false.pop(digest, None)
 
     # ------------------------------------------------------------ from the registry
 
@@ -148,18 +184,13 @@ class MirrorRoutes:
             query=_query(request.http),
             headers=request.http.headers,
         ) as answer:
-            response = web.StreamResponse(
-                status=answer.status, headers=told_headers(answer.headers.items())
-            )
-            await response.prepare(request.http)
-            try:
-                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
-                    await response.write(chunk)
-            except (aiohttp.ClientError, TimeoutError):
-                break_off(request.http)
-                return response
-            await response.write_eof()
-            return response
+            headers = told_headers(answer.headers.items())
+            where = (request.upstream, request.asked.upstream_path, request.named)
+            if location := headers.get("Location"):
+                headers["Location"] = self._locations.inward(location, *where)
+            if link := headers.get("Link"):
+                headers["Link"] = self._locations.link_inward(link, *where)
+            return await hand_back(request.http, answer, headers)
 
     async def _manifest(self, request: _Request) -> web.StreamResponse:
         asked = request.asked
@@ -187,6 +218,8 @@ class MirrorRoutes:
             ):
                 return refusal(503, "UNAVAILABLE", f"{request.upstream.name} sent another manifest")
             self._seen(request, body, answer.headers.get("Content-Type", ""))
+        elif 400 <= answer.status < 500 and answer.status != 429:
+            self._refused(request)
         headers.popall("Content-Length", None)
         return web.Response(status=answer.status, headers=headers, body=body)
 
@@ -198,6 +231,12 @@ class MirrorRoutes:
         self._grants.grant(
             request.authorization, request.upstream.name, request.asked.repository, granted
         )
+
+    def _refused(self, request: _Request) -> None:
+        """The registry says no: what it said before counts no longer."""
+        asked = request.asked
+        where = (request.upstream.name, asked.repository, asked.reference)
+        self._grants.revoke(request.authorization, *where)
 
     def _kept_manifest(self, request: _Request) -> web.StreamResponse | None:
         """A manifest by digest while its registry is away, for whom it lately let have it."""
@@ -287,6 +326,7 @@ class MirrorRoutes:
                 told = {**_blob_headers(request.asked.reference), "Accept-Ranges": "bytes"}
                 return _head(200, told, int(length))
             return None
+        self._refused(request)
         if status == 404:
             return refusal(404, "BLOB_UNKNOWN", f"{request.upstream.name} has no such blob")
         # The challenge is what clients need; a HEAD had no body to pass on.

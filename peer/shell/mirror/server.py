@@ -36,6 +36,8 @@ class MirrorOptions:
     upstreams: tuple[Upstream, ...]
     default: str = ""
     verdict_ttl_ns: int
+    writes: bool = False
+    """Whether what clients push and delete is passed through."""
     ca_file: Path | None = None
 
 
@@ -65,6 +67,7 @@ class RegistryMirror:
             pulls=self._pulls,
             unready=unready,
             clock=clock,
+            writes=options.writes,
         )
         self._runners: list[web.AppRunner] = []
         self.addresses: list[Endpoint] = []
@@ -87,7 +90,7 @@ class RegistryMirror:
             return await self._routes.answer(request, registry)
 
         application = web.Application()
-        application.router.add_route("*", "/{path:.*}", answer)
+        application.router.add_route("*", "/{path:.*}", answer, expect_handler=_go_on_later)
         runner = web.AppRunner(
             application,
             access_log=None,
@@ -111,3 +114,10 @@ class RegistryMirror:
         await asyncio.gather(*(runner.cleanup() for runner in runners))
         await self._pulls.close()
         await self._relay.close()
+
+
+async def _go_on_later(request: web.Request) -> None:
+    """A client that asks before it sends a body is told to go on by whoever takes the body."""
+    expected = request.headers.get("Expect", "")
+    if expected.lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="the mirror knows Expect: 100-continue alone")
