@@ -14,6 +14,7 @@ from peer.shell.api_types import DownloadError, DownloadRequest, Failed, OnEvent
 from peer.shell.daemon import software_version
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.errors import StoreError
 from shoal.wire.ids import HostId
 
@@ -26,10 +27,16 @@ def standalone_options(
         host_id=HostId(f"get-{os.uname().nodename[:32]}-{secrets.token_hex(4)}"),
         store_root=state_root,
         schedulers=scheduler_addresses,
-        http=HttpOptions(),
+        http=HttpOptions(internal_hosts=InternalHosts(_internal_hosts())),
         ca_file=ca_file,
         software_version=software_version(),
     )
+
+
+def _internal_hosts() -> list[str]:
+    """The daemon's option, as its environment has it: there are no others here."""
+    listed = os.environ.get("SHOAL_PEER_ORIGIN_INTERNAL_HOSTS", "")
+    return [text.strip() for text in listed.split(",") if text.strip()]
 
 
 async def download_standalone(
