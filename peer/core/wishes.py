@@ -7,7 +7,7 @@ private content is never given to somebody who may not read it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peer.core.effects import (
     CancelOrigin,
@@ -327,6 +327,7 @@ class Wishes:
             return
         source = stat.source
         del self._stats[(source.source_id, source.credential)]
+        event = self._checked(source, event)
         if self._state.scheduled and (stat.for_scheduler or event.reason is None):
             self._send(
                 StatAnswer(
@@ -347,6 +348,18 @@ class Wishes:
             self._resolve_all(source.source_id)
         elif not self._state.scheduled or source.credential:
             self._stat_failed(source, event)
+
+    def _checked(self, source: Source, event: StatEnded) -> StatEnded:
+        """An origin that lets a client have something of another size than the content with this
+        digest has said nothing about that content: it may be a page for signing in."""
+        task = self._state.tasks.get(source.task_id) if source.task_id is not None else None
+        if event.reason is not None or source.digest is None or task is None:
+            return event
+        known = task.descriptor.geometry.size_bytes
+        if known is None or event.size_bytes in (None, known):
+            return event
+        detail = f"the origin has {event.size_bytes} bytes, and the content {known}"
+        return replace(event, reason=Reason.ORIGIN_CHANGED, detail=detail)
 
     def _describe_ourselves(self, source: Source, event: StatEnded) -> None:
         try:

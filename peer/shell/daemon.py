@@ -224,6 +224,7 @@ class PeerDaemon:
                 default=section.default,
                 verdict_ttl_ns=section.verdict_ttl.nanoseconds,
                 writes=section.writes,
+                internal_hosts=InternalHosts(self._config.origin.internal_hosts),
                 ca_file=self._config.origin.ca_file,
             ),
             start=node.downloads.start,

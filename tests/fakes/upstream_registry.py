@@ -28,6 +28,12 @@ class FakeRegistry:
     cut_at: int | None = None
     corrupt: bool = False
     redirect: bool = False
+    redirect_heads: bool = False
+    strangers_to: str = ""
+    """Where whoever has no right is redirected, or "here" for the page in place of an answer."""
+    page: Callable[[web.Request], web.Response] | None = None
+    query_token: str = ""
+    """Lets in whoever has it as `token` in its query."""
     url: str = ""
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -84,7 +90,13 @@ class FakeRegistry:
         if request.path.startswith("/storage/"):
             _, _, repository, digest = request.path.split("/", 3)
             return await self._blob(request, repository.replace("~", "/"), digest)
-        if self.user and request.headers.get("Authorization") != self.authorization:
+        if self.page is not None and request.path == self.strangers_to:
+            return self.page(request)
+        if self._is_stranger(request):
+            if self.strangers_to == "here" and self.page is not None:
+                return self.page(request)
+            if self.strangers_to:
+                raise web.HTTPFound(self.strangers_to)
             return web.json_response(
                 {"errors": [{"code": "UNAUTHORIZED"}]},
                 status=401,
@@ -99,11 +111,16 @@ class FakeRegistry:
         if place == "blobs":
             if self.blobs_down:
                 return web.Response(status=500)
-            if self.redirect and request.method == "GET":
+            if self.redirect and (request.method == "GET" or self.redirect_heads):
                 where = f"{self.url}/storage/{repository.replace('/', '~')}/{reference}"
                 raise web.HTTPTemporaryRedirect(where)
             return await self._blob(request, repository, reference)
         return web.json_response({"place": place})
+
+    def _is_stranger(self, request: web.Request) -> bool:
+        if not self.user or (self.query_token and request.query.get("token") == self.query_token):
+            return False
+        return request.headers.get("Authorization") != self.authorization
 
     def _manifest(self, repository: str, reference: str) -> web.Response:
         body = self.manifests.get((repository, reference))

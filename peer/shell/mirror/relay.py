@@ -179,3 +179,10 @@ def told_headers(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     return CIMultiDict(
         (name, value) for name, value in headers if name.lower() not in _OF_THE_CONNECTION
     )
+
+
+def without_range(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """A client's headers for a question about the whole."""
+    own = CIMultiDict(headers)
+    own.popall("Range", None)
+    return own

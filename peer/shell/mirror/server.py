@@ -6,7 +6,7 @@ Owns sockets and the parts of the mirror; what a request gets is in `peer.shell.
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,8 @@ from peer.shell.mirror.pulls import Collection, Pulls
 from peer.shell.mirror.relay import Relay
 from peer.shell.mirror.routes import MirrorRoutes
 from peer.shell.mirror.upstreams import Upstream, Upstreams
+from peer.shell.origin.http import HttpOptions, HttpOrigin
+from peer.shell.origin.internal import InternalHosts
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
 from shoal.wire.errors import UsageError
@@ -39,6 +41,8 @@ class MirrorOptions:
     writes: bool = False
     """Whether what clients push and delete is passed through."""
     ca_file: Path | None = None
+    internal_hosts: InternalHosts = field(default_factory=InternalHosts)
+    """Internal hosts that registries may redirect to."""
 
 
 class RegistryMirror:
@@ -59,10 +63,14 @@ class RegistryMirror:
             if name not in self._upstreams.names:
                 raise UsageError(f"{endpoint}={name}: list {name} among mirror.upstreams")
         self._relay = Relay(ca_file=options.ca_file)
+        self._storage = HttpOrigin(
+            HttpOptions(ca_file=options.ca_file, internal_hosts=options.internal_hosts)
+        )
         self._pulls = Pulls(start)
         self._routes = MirrorRoutes(
             upstreams=self._upstreams,
             relay=self._relay,
+            stat=self._storage.stat,
             grants=Grants(clock, wall_clock, options.verdict_ttl_ns),
             pulls=self._pulls,
             unready=unready,
@@ -114,6 +122,7 @@ class RegistryMirror:
         await asyncio.gather(*(runner.cleanup() for runner in runners))
         await self._pulls.close()
         await self._relay.close()
+        await self._storage.close()
 
 
 async def _go_on_later(request: web.Request) -> None:
