@@ -207,7 +207,9 @@ class Wishes:
             else:
                 self._wake_after_grace()
             return
-        if self._state.on_our_own or (source.credential and not accepted):
+        # The scheduler's word is about all who want it together, or about one with a credential.
+        alone = bool(source.credential) or not self._anonymous_here(download, source.source_id)
+        if self._state.on_our_own or (alone and not accepted):
             self._stat(source, for_scheduler=False)
         elif not self._state.scheduled:
             self._wake_after_grace()
@@ -346,7 +348,7 @@ class Wishes:
             if self._state.on_our_own:
                 self._describe_ourselves(source, event)
             self._resolve_all(source.source_id)
-        elif not self._state.scheduled or source.credential:
+        elif not self._state.scheduled or source.credential or not stat.for_scheduler:
             self._stat_failed(source, event)
 
     def _checked(self, source: Source, event: StatEnded) -> StatEnded:
@@ -439,6 +441,11 @@ class Wishes:
                 priority=max((download.priority for download in downloads), default=0),
             )
         )
+
+    def _anonymous_here(self, download: Download, source_id: SourceId) -> bool:
+        collection = self._state.collections[download.collection_id]
+        downloads = [self._state.downloads[number] for number in collection.downloads]
+        return self._anonymous(source_id, downloads)
 
     @staticmethod
     def _anonymous(source_id: SourceId, downloads: list[Download]) -> bool:
