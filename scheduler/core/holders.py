@@ -36,7 +36,8 @@ def is_complete(state: SchedulerState, collection: Collection, host_id: HostId) 
 class Holders:
     """The sources of one swarm, as of one look."""
 
-    hosts: dict[HostId, None] = field(default_factory=dict)
+    hosts: dict[HostId, str] = field(default_factory=dict)
+    """With their zones."""
     _shares: list[HostId] = field(default_factory=list)
     """By turn: who feeds it. The faster, the more turns."""
     _by_zone: dict[str, list[HostId]] = field(default_factory=dict)
@@ -48,13 +49,14 @@ class Holders:
         in other zones."""
         if not self.hosts or not feeds or host_id in self.hosts:
             return feeds
-        near = self._by_zone.get(overlay.place(host_id).zone, [])
+        zone = overlay.place(host_id).zone
+        near = self._by_zone.get(zone, [])
         fed = []
         for stripe, feed in enumerate(feeds):
             if not feed:
                 shares = near or self._shares
                 feed = shares[stripe % len(shares)]
-            elif near and overlay.place(feed).zone != overlay.place(host_id).zone:
+            elif near and not (feed in overlay and overlay.place(feed).zone == zone):
                 feed = near[stripe % len(near)]
             fed.append(feed)
         return tuple(fed)
@@ -87,7 +89,7 @@ def look_for_holders(state: SchedulerState, collection: Collection, overlay: Ove
     for host in outside:
         by_zone.setdefault(host.info.zone, []).append(host)
     return Holders(
-        hosts=dict.fromkeys(host.host_id for host in chosen),
+        hosts={host.host_id: host.info.zone for host in chosen},
         _shares=_shares(chosen),
         _by_zone={zone: _shares(hosts) for zone, hosts in by_zone.items()},
     )

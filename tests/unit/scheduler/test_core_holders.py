@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from scheduler.core.graph import graphs_of
 from scheduler.core.overlay import STRIPES
 from shoal.wire import control as msg
 from shoal.wire.ids import HostId
@@ -122,3 +123,30 @@ def test_many_that_have_everything_do_not_feed_a_few_newcomers_all_alike() -> No
     come(rig, 8)
     feeds = fed_by(rig, 8)
     assert sorted(feeds[f"full{number}"] for number in range(12)) == [0] * 8 + [1] * 4
+
+
+def test_a_parent_that_left_since_the_trees_were_built_is_no_trouble() -> None:
+    rig = with_holders({"west": 0, "east": 0}, zones={"west": "w", "east": "e"})
+    come(rig, 4, zone="w")
+    come(rig, 4, zone="e", first=4)
+    (board,) = rig.engine._swarms.boards.values()
+    assert board.holders is not None
+    for number in range(4):
+        board.overlay.remove(HostId(f"h{number}"))
+    for place in board.overlay.places:
+        feeds = board.holders.feeds(
+            board.overlay, place.host_id, board.overlay.feeds(place.host_id)
+        )
+        assert len(feeds) == STRIPES
+
+
+def test_the_graph_shows_them() -> None:
+    rig = with_holders({"full": 0}, zones={"full": "w"})
+    come(rig, 8)
+    (graph,) = graphs_of(rig.engine._swarms.boards)
+    nodes, edges = graph["nodes"], graph["edges"]
+    assert isinstance(nodes, list)
+    assert isinstance(edges, list)
+    assert {"id": "full", "zone": "w", "slots": 0} in nodes
+    assert len(edges) == 8 * STRIPES
+    assert sorted(edge["key"] for edge in edges if edge["source"] == "full") == list(range(STRIPES))
