@@ -322,6 +322,27 @@ async def test_a_place_that_is_taken_is_a_clear_error(site: Site) -> None:
     await second.close()
 
 
+@pytest.mark.parametrize("content", ["no certificate", None])
+async def test_certificates_that_cannot_be_read_are_an_error_at_start(
+    site: Site, tmp_path: Path, content: str | None
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    options = MirrorOptions(
+        listen=(Endpoint("127.0.0.1", 0),),
+        upstreams=(Upstream(NAME, site.registry.url),),
+        verdict_ttl_ns=SECOND_NS,
+        ca_file=ca_file,
+    )
+    mirror = RegistryMirror(
+        options, start=site.node.downloads.start, unready=str, clock=site.node.clock
+    )
+    with pytest.raises(UsageError, match=r"origin\.ca_file.*ca\.pem"):
+        await mirror.start()
+    await mirror.close()
+
+
 # ---------------------------------------------------------------- what is no yes
 
 

@@ -20,6 +20,7 @@ from yarl import URL
 
 from peer.shell.mirror.bodies import IDLE_S, BodyFailedError, ClientBody
 from peer.shell.mirror.upstreams import Upstream
+from shoal.wire.errors import UsageError
 
 HEAD_TIMEOUT_S: Final = 20.0
 """For a registry to begin its answer. containerd gives up after 30."""
@@ -67,11 +68,25 @@ class UpstreamFailedError(Exception):
 
 
 class Relay:
-    """Connections to registries. Must be used on one event loop; `close` it at the end."""
+    """Connections to registries. Must be used on one event loop; `start` it first, `close` it at
+    the end."""
 
     def __init__(self, *, ca_file: Path | None = None) -> None:
         self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Reads the certificates that registries are known by. Raises UsageError."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=CONNECTIONS_MAX, ssl=await asyncio.to_thread(self._tls)
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
+            ),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     @asynccontextmanager
     async def ask(
@@ -149,18 +164,19 @@ class Relay:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            context = ssl.create_default_context()
-            if self._ca_file is not None:
-                context.load_verify_locations(self._ca_file)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
-                ),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            raise UpstreamFailedError("this mirror is stopping")
         return self._session
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            try:
+                context.load_verify_locations(self._ca_file)
+            except OSError as error:  # What TLS finds wrong with it is one, too.
+                tls = isinstance(error, ssl.SSLError)
+                why = "no PEM certificates in it" if tls else error.strerror
+                raise UsageError(f"origin.ca_file = {self._ca_file}: {why}") from error
+        return context
 
 
 def asked_headers(headers: "Mapping[str, str] | CIMultiDict[str]") -> CIMultiDict[str]:

@@ -89,6 +89,7 @@ class RegistryMirror:
 
     async def start(self) -> None:
         """Listens. Raises UsageError."""
+        await self._relay.start()
         listeners = [(endpoint, "") for endpoint in self._options.listen]
         for endpoint, registry in (*listeners, *self._options.dedicated):
             self.addresses.append(await self._listen(endpoint, registry))
