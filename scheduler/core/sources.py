@@ -127,7 +127,6 @@ class SourceBook:
         if source.retry_at_ns > now_ns:
             self._check_at(source.retry_at_ns)
             return
-        strangers = {host for host, each in source.waiting.items() if each.member.anonymous}
         for host_id, waiting in list(source.waiting.items()):
             if waiting.served or host_id in source.asked:
                 continue
@@ -139,8 +138,6 @@ class SourceBook:
                 continue
             if source.asked and (not self._known(source) or source.public):
                 continue  # The answer that is on its way may serve this host as well.
-            if host_id in strangers and not strangers.isdisjoint(source.asked):
-                continue  # What one hears without a credential holds for all who have none.
             self._ask_host(source, host_id)
 
     def _ask_host(self, source: Source, host_id: HostId) -> None:
