@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from peer.cli.alone import download_alone, held_state
 from peer.cli.get import DAEMON_GRACE_S, is_alone, let_daemon_download
 from peer.cli.get_options import UsageProblem, display, timeout_of
+from peer.cli.held_state import held_state
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 from peer.cli.outcome import FileOutcome, Outcome, disk_reason
 from peer.cli.progress import Bar
@@ -31,7 +31,6 @@ from peer.shell.oci.manifest import Manifest
 from peer.shell.oci.paths import STATE_NAME, patterns
 from peer.shell.oci.reference import Reference, parse_reference
 from peer.shell.oci.tree import Tree
-from peer.shell.standalone import download_standalone
 from shoal.wire.errors import UsageError
 
 FRESH_RIGHTS_MAX: Final = 1000
@@ -264,6 +263,10 @@ def _fetch(options: argparse.Namespace, body: dict[str, Any], plan: PullPlan) ->
     wanted = not (options.no_progress or options.quiet or options.json)
     with Bar(title(), outcome, wanted=wanted, verbose=options.verbose) as bar:
         if is_alone(client, options):
+            # A whole peer: not for those who only ask a daemon.
+            from peer.cli.alone import download_alone
+            from peer.shell.standalone import download_standalone
+
             download_alone(
                 options, body, outputs, outcome, bar,
                 root=plan.work / "store",
