@@ -18,6 +18,7 @@ from peer.shell.api_types import (
     Progress,
     Ready,
     Resolved,
+    RightNeeded,
     TaskSummary,
     WantedUrl,
 )
@@ -52,6 +53,7 @@ REQUEST_FIELDS: Final = (
     "overwrite",
     "demand",
     "timeout_ms",
+    "renewable",
 )
 URL_FIELDS: Final = ("url", "headers", "digest")
 
@@ -84,7 +86,19 @@ def decode_request(body: object) -> DownloadRequest:
         overwrite=_flag(fields, "overwrite"),
         demand=_demand(fields),
         timeout_ms=_number(fields, "timeout_ms", 0, TIMEOUT_MS_MAX),
+        renewable=_flag(fields, "renewable"),
     )
+
+
+def decode_renewal(body: object) -> str | None:
+    """The fresh Authorization in a JSON body. Raises UsageError."""
+    fields = _object(body, "the body", ("authorization",))
+    value = fields.get("authorization")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UsageError("authorization: the value of a header, or null")
+    return _header(["Authorization", value], "authorization")[1]
 
 
 def check_piece_length(piece_length_bytes: int) -> None:
@@ -136,6 +150,8 @@ def encode_event(event: DownloadEvent) -> dict[str, Any]:
                 "digest": event.digest,
                 "content": f"/v1/tasks/{event.task_id}/content",
             }
+        case RightNeeded():
+            return {"event": "unauthorized", "reason": str(event.reason)}
         case Done():
             return {
                 "event": "done",

@@ -57,6 +57,8 @@ class DownloadRequest:
     demand: Demand = Demand.WHOLE
     timeout_ms: int = 0
     """The download fails with TIMEOUT after so long; 0 for never."""
+    renewable: bool = False
+    """Its client answers `RightNeeded` with a fresh Authorization."""
 
 
 # ---------------------------------------------------------------- events of a download
@@ -130,7 +132,15 @@ class Failed:
     """The URL at fault, where it is one."""
 
 
-DownloadEvent = Resolved | Progress | Delivered | Ready | Done | Failed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RightNeeded:
+    """The origin refuses the Authorization that the client gave: it may have run out. Only for
+    downloads that are `renewable`; to be answered with `Download.renew`, soon."""
+
+    reason: Reason
+
+
+DownloadEvent = Resolved | Progress | Delivered | Ready | RightNeeded | Done | Failed
 
 
 # ---------------------------------------------------------------- what the daemon offers
@@ -146,6 +156,12 @@ class Download(Protocol):
 
     def progress(self) -> Progress:
         """How far it is now. Cheap."""
+        ...
+
+    def renew(self, authorization: str | None) -> None:
+        """Answers `RightNeeded`: another value of the Authorization header for every URL that came
+        with one, or None if there is none to be had, which fails the download. Allowed at any
+        time, for a right that is about to run out."""
         ...
 
     async def close(self) -> None:
@@ -257,6 +273,8 @@ class Downloads(Protocol):
 # ---------------------------------------------------------------- without a daemon
 
 OnEvent = Callable[[DownloadEvent], None]
+Renew = Callable[[], Awaitable[str | None]]
+"""Gives a fresh Authorization, None if there is none. Raises nothing."""
 WriteChunk = Callable[[bytes], Awaitable[None]]
 
 

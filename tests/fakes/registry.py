@@ -1,7 +1,8 @@
 """A small registry in its own thread: manifests, blobs, a token service, and a second port that
 blobs may be redirected to.
 
-`users` turns on bearer tokens (good for `token_chunks` sent chunks each), `basic` Basic instead.
+`users` turns on bearer tokens (good for `token_chunks` sent chunks each, or `token_life_s`
+seconds), `basic` Basic instead.
 Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
 """
 
@@ -10,6 +11,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from types import TracebackType
 from typing import Any, Self
@@ -33,9 +35,15 @@ class Registry:
         self.users: dict[str, str] = {}
         self.basic = False
         self.token_chunks: int | None = None
+        self.token_life_s: float | None = None
+        self.tokens_max: int | None = None
+        """The token service gives no more than so many."""
+        self.expired_status = 401
+        """What is said of a token that has run out."""
         self.redirects = False
         self.asked: Counter[str] = Counter()
-        self.tokens: dict[str, int] = {}
+        self.tokens: dict[str, tuple[int, float]] = {}
+        """By token: what was sent before it was given, and when that was."""
         self.leaked = 0
         """Requests to the second port that came with an Authorization."""
         self.slow_s = 0.0
@@ -119,8 +127,12 @@ class Registry:
             return
         token = header.removeprefix("Bearer ")
         issued = self.tokens.get(token)
-        limit = self.token_chunks
-        if issued is None or (limit is not None and self.sent_chunks - issued >= limit):
+        if issued is not None and self._has_run_out(*issued):
+            self.asked["run out"] += 1
+            if self.expired_status != 401:
+                raise web.HTTPForbidden
+            issued = None
+        if issued is None:
             raise web.HTTPUnauthorized(
                 headers={
                     "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
@@ -128,17 +140,24 @@ class Registry:
                 }
             )
 
+    def _has_run_out(self, sent_chunks: int, given_s: float) -> bool:
+        limit, life_s = self.token_chunks, self.token_life_s
+        return (limit is not None and self.sent_chunks - sent_chunks >= limit) or (
+            life_s is not None and time.monotonic() - given_s >= life_s
+        )
+
     def _is_user(self, header: str) -> bool:
         pairs = [f"{name}:{secret}".encode() for name, secret in self.users.items()]
         return header in [f"Basic {base64.b64encode(pair).decode()}" for pair in pairs]
 
     async def _token(self, request: web.Request) -> web.Response:
         self.asked["token"] += 1
-        if not self._is_user(request.headers.get("Authorization", "")):
+        spent = self.tokens_max is not None and len(self.tokens) >= self.tokens_max
+        if spent or not self._is_user(request.headers.get("Authorization", "")):
             raise web.HTTPUnauthorized
         token = f"token-{len(self.tokens)}"
-        self.tokens[token] = self.sent_chunks
-        return web.json_response({"token": token, "expires_in": 300})
+        self.tokens[token] = self.sent_chunks, time.monotonic()
+        return web.json_response({"token": token, "expires_in": int(self.token_life_s or 300)})
 
     async def _manifest(self, request: web.Request) -> web.Response:
         self._check(request)

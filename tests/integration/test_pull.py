@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from benchmarks.real.site import wait_connected
 from peer.cli.demo_processes import Processes
 from tests.fakes.registry import Registry
 
@@ -215,7 +216,8 @@ def test_a_killed_pull_goes_on(tmp_path: Path, registry: Registry) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"big.bin", ".shoal-pull.json"}
 
 
-def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Registry) -> None:
+def slow_model(registry: Registry) -> list[str]:
+    """Layers that take some seconds to read, two each, with tokens of two; their digests."""
     layers = [
         registry.layer(
             Random(seed).randbytes(1 << 20), f"{KIND}raw", org_cncf_model_filepath=f"{seed}.bin"
@@ -223,11 +225,85 @@ def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Regi
         for seed in range(12)
     ]
     publish(registry, layers)
-    registry.token_chunks, registry.slow_s = 24, 0.01
+    registry.token_life_s, registry.slow_s = 2, 0.4
+    return [layer["digest"] for layer in layers]
+
+
+def read_once(registry: Registry, digests: list[str]) -> bool:
+    """Whether each chunk was sent once, beside one for the stat."""
+    return all(4 <= registry.asked[digest] <= 5 for digest in digests)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
+    tmp_path: Path, registry: Registry, status: int
+) -> None:
+    digests = slow_model(registry)
+    registry.expired_status = status
     done = pull(registry, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert len(found(tmp_path / "out")) == 12
-    assert registry.asked["token"] > 1
+    assert registry.asked["token"] >= 3
+    assert registry.asked["run out"] >= 2
+    assert read_once(registry, digests)
+
+
+def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Registry) -> None:
+    digests = slow_model(registry)
+    with Processes(tmp_path) as processes:
+        scheduler = processes.start(
+            "scheduler", "peer.cli.main", "scheduler", "--listen", "127.0.0.1:0", "--status", "",
+            "--ready-file",
+        ).facts()  # fmt: skip
+        sockets = [
+            processes.start(
+                name, "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+                "--store-root", str(tmp_path / f"{name}.store"), "--host-id", name,
+                "--socket", str(tmp_path / f"{name}.sock"), "--scheduler", scheduler["address"],
+                "--ready-file",
+            ).facts()["socket"]
+            for name in ("a", "b")
+        ]  # fmt: skip
+        for name, socket in zip("ab", sockets, strict=True):
+            wait_connected(name, Path(socket))
+        running = [
+            subprocess.Popen(
+                [
+                    sys.executable, "-m", "peer.cli.main", "pull", registry.reference, "--json",
+                    "--plain-http", "-o", str(tmp_path / f"{name}.out"), "-e", socket,
+                ],
+                env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for name, socket in zip("ab", sockets, strict=True)
+        ]  # fmt: skip
+        ended = [process.communicate(timeout=55) for process in running]
+    for process, (told, problem), name in zip(running, ended, "ab", strict=True):
+        assert process.returncode == 0, problem.decode()
+        assert len(found(tmp_path / f"{name}.out")) == 12
+        # Neither went off on its own: each has half from the other.
+        assert json.loads(told)["peer_bytes"] > 3 << 20
+    assert registry.asked["run out"] >= 2
+    # Each host shows its own right once for each layer, and all else is read once.
+    assert all(4 <= registry.asked[digest] <= 6 for digest in digests)
+
+
+def test_a_right_that_is_refused_for_good_ends_the_pull(tmp_path: Path, registry: Registry) -> None:
+    slow_model(registry)
+    registry.token_life_s = None
+    registry.token_chunks = 8
+    registry.tokens_max = 2
+    done = pull(registry, tmp_path)
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert told["reason"] == "origin-unauthorized"
+    assert "the token service" in told["detail"]
+    # What has arrived is there for the next try.
+    registry.tokens_max = None
+    registry.token_chunks = None
+    registry.slow_s = 0
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["origin_bytes"] < 12 << 20
 
 
 @pytest.mark.parametrize("basic", [False, True])

@@ -147,6 +147,37 @@ async def test_a_failure_is_the_last_event(rig: Rig) -> None:
     assert not rig.output.exists()
 
 
+async def test_a_client_renews_the_right_of_its_own_download(rig: Rig) -> None:
+    rig.downloads.refuses = 1
+    rig.downloads.gate.clear()
+    body = rig.body(renewable=True)
+    async with rig.client.post("/v1/downloads", json=body) as response:
+        told = [json.loads(await response.content.readline()) for _ in range(2)]
+        assert [event["event"] for event in told] == ["resolved", "unauthorized"]
+        path = f"/v1/downloads/{told[1]['download']}/authorization"
+        rig.uid = STRANGER_UID
+        refused = await rig.error("POST", path, json={"authorization": "Bearer stolen"})
+        assert refused[:2] == (404, "unknown-download")
+        rig.uid = os.getuid()
+        for value in ("Bearer fresh", None):
+            async with rig.client.post(path, json={"authorization": value}) as answer:
+                assert answer.status == 200
+        wrongs: tuple[Any, ...] = (
+            {"authorization": "a\r\nb"},
+            {"authorization": 5},
+            {"token": "x"},
+            [],
+        )
+        for wrong in wrongs:
+            status, reason, _ = await rig.error("POST", path, json=wrong)
+            assert (status, reason) == (400, "usage")
+        rig.downloads.gate.set()
+        assert json.loads((await response.content.read()).splitlines()[-1])["event"] == "done"
+    assert rig.downloads.renewals == ["Bearer fresh", None]
+    # Its name is worth nothing once it is over.
+    assert (await rig.error("POST", path, json={"authorization": "x"}))[0] == 404
+
+
 async def test_progress_appears_only_once_a_download_takes_a_while(rig: Rig) -> None:
     rig.downloads.gate.clear()
     rig.downloads.progress = Progress(
