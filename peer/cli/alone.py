@@ -51,15 +51,18 @@ def download_alone(
         request = decode_request(body)
         schedulers = tuple(str(parse_endpoint(each)) for each in options.scheduler)
         root = root or state_root(outputs)
+        resumes = root.exists()
         with held_state(root):
             try:
                 _run(request, schedulers, root, outcome, bar, download)
             except UsageError as error:
                 outcome.fail("usage", str(error))
             finally:
-                # A failed download keeps its pieces for the next try; nobody resumes a stream.
+                # A failed download keeps its pieces for the next try, and those of the one before
+                # it, which it may not even have looked at; nobody resumes a stream.
                 arrived = outcome.received_bytes or outcome.origin_bytes or outcome.peer_bytes
-                if outcome.ok or outputs == [None] or (outcome.reason and not arrived):
+                left = bool(outcome.reason) and not arrived and not resumes
+                if outcome.ok or outputs == [None] or left:
                     shutil.rmtree(root, ignore_errors=True)
     except UsageError as error:
         outcome.fail("usage", str(error))

@@ -67,6 +67,13 @@ async def follow(
             await asyncio.wait({upcoming}, timeout=max(0.0, wake_at - loop.time()))
             if upcoming.done():
                 event = upcoming.result()
+                if isinstance(event, Failed):
+                    # What has arrived is worth a next try, however fast the failure came.
+                    last = replace(
+                        download.progress(), rate_bytes_s=shown.rate_bytes_s if shown else 0
+                    )
+                    if last != (shown or Progress()):
+                        yield last
                 yield event
                 if isinstance(event, Done | Failed):
                     return

@@ -178,6 +178,14 @@ async def test_a_client_renews_the_right_of_its_own_download(rig: Rig) -> None:
     assert (await rig.error("POST", path, json={"authorization": "x"}))[0] == 404
 
 
+async def test_what_had_arrived_is_told_before_a_failure_that_comes_fast(rig: Rig) -> None:
+    rig.downloads.progress = Progress(received_bytes=5, size_bytes=10, origin_bytes=5)
+    rig.downloads.failure = Failed(reason=Reason.ORIGIN_UNAUTHORIZED, detail="401")
+    *_, progress, failed = await rig.events()
+    assert (progress["event"], progress["bytes"]) == ("progress", 5)
+    assert failed["event"] == "failed"
+
+
 async def test_progress_appears_only_once_a_download_takes_a_while(rig: Rig) -> None:
     rig.downloads.gate.clear()
     rig.downloads.progress = Progress(
