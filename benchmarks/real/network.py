@@ -24,8 +24,10 @@ BURST_S: Final = 0.004
 """Of the token bucket, as time at the full rate: some timer ticks."""
 BURST_BYTES_MIN: Final = 64 * 1024
 """One packet of segmentation offload has to fit."""
-QUEUE_MS: Final = 40
+QUEUE_S: Final = 0.04
 """How long a packet may wait for its turn: a switch's buffer, and no more."""
+QUEUE_BYTES_MIN: Final = 512 * 1024
+"""Slow links would otherwise drop what several hosts send at once, a segment of 64 KiB each."""
 
 
 class Network:
@@ -111,9 +113,10 @@ def check_possible() -> None:
 
 def _shape(namespace: str, device: str, rate_bytes_s: int) -> None:
     burst_bytes = max(BURST_BYTES_MIN, int(rate_bytes_s * BURST_S))
+    queue_bytes = max(QUEUE_BYTES_MIN, int(rate_bytes_s * QUEUE_S)) + burst_bytes
     _run(
         "ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, "root", "tbf",
-        "rate", f"{8 * rate_bytes_s}bit", "burst", f"{burst_bytes}b", "latency", f"{QUEUE_MS}ms",
+        "rate", f"{8 * rate_bytes_s}bit", "burst", f"{burst_bytes}b", "limit", f"{queue_bytes}b",
     )  # fmt: skip
 
 
