@@ -23,7 +23,7 @@ from peer.cli.held_state import held_state
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 from peer.cli.outcome import FileOutcome, Outcome, disk_reason
 from peer.cli.progress import Bar
-from peer.cli.pull_options import parser, platform_of, registry_client
+from peer.cli.pull_options import authorities_of, parser, platform_of, registry_client
 from peer.cli.pull_plan import PullPlan
 from peer.shell.api_types import DownloadError
 from peer.shell.oci.layers import Packing
@@ -223,6 +223,7 @@ def _body(
         "demand": "whole",
         "timeout_ms": timeout_ms,
         "renewable": right is not None,
+        "authorities": authorities_of(options),
     }
 
 
@@ -272,7 +273,7 @@ def _fetch(
                 options, body, outputs, outcome, bar,
                 root=plan.work / "store",
                 download=functools.partial(
-                    download_standalone, ca_file=options.ca_file, renew=right.renew
+                    download_standalone, renew=right.renew
                 ),
             )  # fmt: skip
         else:

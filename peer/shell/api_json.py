@@ -37,6 +37,9 @@ URL_CHARACTERS_MAX: Final = 16 * 1024
 
 HEADERS_PER_URL_MAX: Final = 100
 HEADER_CHARACTERS_MAX: Final = 16 * 1024
+AUTHORITIES_CHARACTERS_MAX: Final = 1024 * 1024
+"""All that a system trusts fits in."""
+
 FILTERED_PARAMS_MAX: Final = 256
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
 PRIORITY_MAX: Final = 1000
@@ -54,6 +57,7 @@ REQUEST_FIELDS: Final = (
     "demand",
     "timeout_ms",
     "renewable",
+    "authorities",
 )
 URL_FIELDS: Final = ("url", "headers", "digest")
 
@@ -87,6 +91,7 @@ def decode_request(body: object) -> DownloadRequest:
         demand=_demand(fields),
         timeout_ms=_number(fields, "timeout_ms", 0, TIMEOUT_MS_MAX),
         renewable=_flag(fields, "renewable"),
+        authorities=_authorities(fields, urls),
     )
 
 
@@ -260,6 +265,15 @@ def _text(fields: dict[str, Any], name: str) -> str:
     text = _optional(fields, name, str) or ""
     if len(text) > TEXT_CHARACTERS_MAX:
         raise UsageError(f"{name}: longer than {TEXT_CHARACTERS_MAX} characters")
+    return text
+
+
+def _authorities(fields: dict[str, Any], urls: tuple[WantedUrl, ...]) -> str:
+    text = _optional(fields, "authorities", str) or ""
+    if len(text) > AUTHORITIES_CHARACTERS_MAX:
+        raise UsageError(f"authorities: {AUTHORITIES_CHARACTERS_MAX} characters of PEM at most")
+    if text and any(url.digest is None for url in urls):
+        raise UsageError("authorities: only for urls with a digest, which nobody can forge")
     return text
 
 

@@ -57,6 +57,9 @@ class DownloadRequest:
     demand: Demand = Demand.WHOLE
     timeout_ms: int = 0
     """The download fails with TIMEOUT after so long; 0 for never."""
+    authorities: str = ""
+    """PEM certificates that the origins of this request may be known by too. Only for URLs with a
+    digest: what other bytes somebody else's certificate vouched for would then be noticed."""
     renewable: bool = False
     """Its client answers `RightNeeded` with a fresh Authorization."""
 

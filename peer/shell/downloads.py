@@ -226,15 +226,21 @@ class LocalDownloads:
     def _source(
         self, wanted: WantedUrl, request: DownloadRequest, own: str
     ) -> tuple[ev.Source, OriginRequest]:
-        asked = origin_request(wanted.url, wanted.headers, ca_file=self._ca_file)
+        asked = origin_request(
+            wanted.url,
+            wanted.headers,
+            ca_file=self._ca_file,
+            authorities=request.authorities,
+        )
         length = request.piece_length_bytes
         if length is not None:
             check_piece_length(length)
         filtered = request.filtered_query_params
         credential = ""
-        if not is_anonymous(asked, filtered):
+        # Whom one client trusts is its own business, like what it shows.
+        if asked.authorities or not is_anonymous(asked, filtered):
             hasher = hashlib.blake2b(key=self._key, digest_size=16)
-            hasher.update(repr((asked.url, asked.headers, own)).encode())
+            hasher.update(repr((asked.url, asked.headers, asked.authorities, own)).encode())
             credential = hasher.hexdigest()
         digest = None
         task_id = None

@@ -28,16 +28,13 @@ from peer.shell.store.errors import StoreError
 from shoal.wire.ids import HostId
 
 
-def standalone_options(
-    scheduler_addresses: tuple[str, ...], state_root: Path, ca_file: Path | None = None
-) -> NodeOptions:
+def standalone_options(scheduler_addresses: tuple[str, ...], state_root: Path) -> NodeOptions:
     """Loopback only: a machine that wants to serve others runs the daemon."""
     return NodeOptions(
         host_id=HostId(f"get-{os.uname().nodename[:32]}-{secrets.token_hex(4)}"),
         store_root=state_root,
         schedulers=scheduler_addresses,
         http=HttpOptions(),
-        ca_file=ca_file,
         software_version=software_version(),
     )
 
@@ -49,13 +46,11 @@ async def download_standalone(
     on_event: OnEvent,
     write_chunk: WriteChunk | None = None,
     *,
-    ca_file: Path | None = None,
     renew: Renew | None = None,
 ) -> None:
-    """See `peer.shell.api_types.DownloadStandalone`; `ca_file` has certificates that origins may
-    be known by, beside the system's; `renew` gives fresh rights to a renewable download. Raises
-    UsageError."""
-    node = PeerNode(standalone_options(scheduler_addresses, state_root, ca_file))
+    """See `peer.shell.api_types.DownloadStandalone`; `renew` gives fresh rights to a renewable
+    download. Raises UsageError."""
+    node = PeerNode(standalone_options(scheduler_addresses, state_root))
     try:
         try:
             await node.start()

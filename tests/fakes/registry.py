@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -29,7 +30,9 @@ def digest_of(body: bytes) -> str:
 class Registry:
     """Serves `team/model` until the `with` block ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._host = host
+        self._tls = tls
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.users: dict[str, str] = {}
@@ -56,7 +59,13 @@ class Registry:
     @property
     def reference(self) -> str:
         """Host, repository and tag."""
-        return f"127.0.0.1:{self.port}/{REPOSITORY}:v1"
+        return f"{self._at(self.port)}/{REPOSITORY}:v1"
+
+    def _at(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    def _url(self, port: int, path: str) -> str:
+        return f"{'https' if self._tls else 'http'}://{self._at(port)}/{path}"
 
     def layer(self, body: bytes, media_type: str, **annotations: str) -> dict[str, Any]:
         """Stores a blob; its descriptor. Underscores in names of annotations stand for dots."""
@@ -108,7 +117,7 @@ class Registry:
         for app in (first, second):
             runner = web.AppRunner(app, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, self._host, 0, ssl_context=self._tls).start()
             self._runners.append(runner)
             ports.append(runner.addresses[0][1])
         self.port, self.other_port = ports
@@ -135,7 +144,7 @@ class Registry:
         if issued is None:
             raise web.HTTPUnauthorized(
                 headers={
-                    "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
+                    "WWW-Authenticate": f'Bearer realm="{self._url(self.port, "token")}",'
                     f'service="registry",scope="repository:{REPOSITORY}:pull"'
                 }
             )
@@ -176,7 +185,7 @@ class Registry:
         if digest not in self.blobs:
             raise web.HTTPNotFound
         if self.redirects:
-            raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{self.other_port}/{digest}")
+            raise web.HTTPTemporaryRedirect(self._url(self.other_port, digest))
         return await self._send(request, digest)
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:

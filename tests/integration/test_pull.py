@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import trustme
 import zstandard
 
 from benchmarks.real.site import wait_connected
@@ -159,18 +161,24 @@ def test_only_what_is_changed_is_fetched_again(tmp_path: Path, registry: Registr
     assert how == ["there", "unpacked", "there", "there"]
 
 
+def daemon_in(directory: Path, processes: Processes) -> str:
+    """The socket of a daemon that belongs to no swarm."""
+    facts = processes.start(
+        "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+        "--store-root", str(directory / "store"), "--socket", str(directory / "p.sock"),
+        "--ready-file",
+    ).facts()  # fmt: skip
+    return str(facts["socket"])
+
+
 def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
     files = model(registry)
     with Processes(tmp_path) as processes:
-        facts = processes.start(
-            "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
-            "--store-root", str(tmp_path / "store"), "--socket", str(tmp_path / "p.sock"),
-            "--ready-file",
-        ).facts()  # fmt: skip
-        done = pull(registry, tmp_path, "-e", facts["socket"])
+        socket = daemon_in(tmp_path, processes)
+        done = pull(registry, tmp_path, "-e", socket)
         assert done.returncode == 0, done.stderr.decode()
         told = shoal(
-            "inspect", registry.reference, "--plain-http", "--json", "-e", facts["socket"],
+            "inspect", registry.reference, "--plain-http", "--json", "-e", socket,
             env=environment(tmp_path),
         )  # fmt: skip
     assert found(tmp_path / "out") == files
@@ -181,6 +189,33 @@ def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
     assert [layer["path"] for layer in seen["layers"]][:2] == [
         "weights/a.safetensors", "config.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
+    tmp_path: Path, alone: bool
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("::1").configure_cert(context)
+    with Registry("::1", context) as registry, Processes(tmp_path) as processes:
+        registry.users = {"ann": "correct-horse"}
+        registry.redirects = True
+        files = model(registry)
+        assert registry.reference.startswith("[::1]:")
+        daemon = () if alone else ("-e", daemon_in(tmp_path, processes))
+        arguments = ("pull", registry.reference, "--json", *daemon)
+        unknown = shoal(*arguments, "-o", str(tmp_path / "no"), env=environment(tmp_path))
+        assert unknown.returncode == 1
+        assert "certificate" in unknown.stderr.decode()
+        trusted = shoal(
+            *arguments, "-o", str(tmp_path / "out"), "--ca-file", str(tmp_path / "ca.pem"),
+            env=environment(tmp_path),
+        )  # fmt: skip
+        assert trusted.returncode == 0, trusted.stderr.decode()
+    assert found(tmp_path / "out") == files
+    assert registry.leaked == 0
 
 
 def test_patterns_choose_files(tmp_path: Path, registry: Registry) -> None:
