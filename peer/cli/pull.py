@@ -33,6 +33,9 @@ from peer.shell.oci.reference import Reference, parse_reference
 from peer.shell.oci.tree import Tree
 from shoal.wire.errors import UsageError
 
+UNWATCHED_PROGRESS_MS: Final = 2000
+"""How often to be told how far it is when nobody looks."""
+
 SAVE_EVERY_S: Final = 1.0
 """How often the state is written while files arrive; what it lacks is looked at again."""
 
@@ -45,14 +48,18 @@ class _Arrivals(Outcome):
         files: list[FileOutcome],
         on_delivered: Callable[[int], None],
         on_unauthorized: Callable[[str], None],
+        on_event: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         super().__init__(files)
+        self._on_event = on_event
         self._on_delivered = on_delivered
         self._on_unauthorized = on_unauthorized
 
     def take(self, event: dict[str, Any]) -> None:
         """One event of the local API."""
         super().take(event)
+        if self._on_event is not None:
+            self._on_event(event)
         if event["event"] == "delivered":
             self._on_delivered(event["index"])
         elif event["event"] == "unauthorized" and "download" in event:
@@ -137,7 +144,9 @@ def run(_name: str, arguments: Sequence[str]) -> int:
 
 
 def _print(options: argparse.Namespace, result: _Result, seconds: float) -> None:
-    if options.json:
+    if options.events:
+        _print_event({"event": "result", **result.as_json(seconds)})
+    elif options.json:
         sys.stdout.write(json.dumps(result.as_json(seconds)) + "\n")
     elif result.end.ok and not options.quiet and result.plan is not None:
         for layer in result.plan.layers:
@@ -145,6 +154,11 @@ def _print(options: argparse.Namespace, result: _Result, seconds: float) -> None
                 sys.stdout.write(f"{Path(options.output) / path}  {layer.descriptor.digest}\n")
     if not result.end.ok:
         sys.stderr.write(f"shoal pull: {result.end.reason}: {result.end.detail}\n")
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 def _pull(options: argparse.Namespace, result: _Result) -> None:
@@ -224,6 +238,7 @@ def _body(
         "timeout_ms": timeout_ms,
         "renewable": right is not None,
         "authorities": authorities_of(options),
+        "progress_ms": 0 if options.events or sys.stderr.isatty() else UNWATCHED_PROGRESS_MS,
     }
 
 
@@ -261,9 +276,23 @@ def _fetch(
     if body["timeout_ms"]:
         deadline_s = time.monotonic() + body["timeout_ms"] / 1000 + DAEMON_GRACE_S
     client = LocalClient(socket_path(options.endpoint), deadline_s)
-    outcome = _Arrivals(files, delivered, functools.partial(right.renew_at, client))
-    wanted = not (options.no_progress or options.quiet or options.json)
-    with Bar(title(), outcome, wanted=wanted, verbose=options.verbose) as bar:
+
+    def tell(event: dict[str, Any]) -> None:
+        # The name of a running download is for its client alone.
+        told = {name: value for name, value in event.items() if name != "download"}
+        if (index := event.get("index")) is not None:
+            told["layer"] = layers[index].name
+        _print_event(told)
+
+    outcome = _Arrivals(
+        files,
+        delivered,
+        functools.partial(right.renew_at, client),
+        tell if options.events else None,
+    )
+    wanted = not (options.no_progress or options.quiet or options.json or options.events)
+    names = [layer.name for layer in layers]
+    with Bar(title(), outcome, wanted=wanted, verbose=options.verbose, names=names) as bar:
         if is_alone(client, options):
             # A whole peer: not for those who only ask a daemon.
             from peer.cli.alone import download_alone

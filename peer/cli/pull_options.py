@@ -48,7 +48,9 @@ def parser(name: str) -> argparse.ArgumentParser:
         add("--disable-back-to-source", action="store_true", help="layers only from other hosts")
         add("--scheduler", action="append", default=[], metavar="HOST:PORT",
             help="join a swarm by itself, without a daemon")  # fmt: skip
-        add("--no-progress", action="store_true", help="no progress bar")
+        add("--no-progress", action="store_true", help="no progress bars")
+        add("--events", action="store_true",
+            help="print what happens, one JSON object per line, the result last")  # fmt: skip
         add("-q", "--quiet", action="store_true", help="print errors only")
         add("-v", "--verbose", action="store_true", help="log what happens")
     add("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (this machine's)")

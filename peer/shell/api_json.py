@@ -42,6 +42,7 @@ AUTHORITIES_CHARACTERS_MAX: Final = 1024 * 1024
 
 FILTERED_PARAMS_MAX: Final = 256
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
+PROGRESS_MS_MAX: Final = 60_000
 PRIORITY_MAX: Final = 1000
 
 REQUEST_FIELDS: Final = (
@@ -58,6 +59,7 @@ REQUEST_FIELDS: Final = (
     "timeout_ms",
     "renewable",
     "authorities",
+    "progress_ms",
 )
 URL_FIELDS: Final = ("url", "headers", "digest")
 
@@ -91,6 +93,7 @@ def decode_request(body: object) -> DownloadRequest:
         demand=_demand(fields),
         timeout_ms=_number(fields, "timeout_ms", 0, TIMEOUT_MS_MAX),
         renewable=_flag(fields, "renewable"),
+        progress_ms=_number(fields, "progress_ms", 0, PROGRESS_MS_MAX),
         authorities=_authorities(fields, urls),
     )
 
@@ -135,6 +138,7 @@ def encode_event(event: DownloadEvent) -> dict[str, Any]:
                 "origin_bytes": event.origin_bytes,
                 "peer_bytes": event.peer_bytes,
                 "rate": event.rate_bytes_s,
+                "files": [list(file) for file in event.files],
             }
         case Delivered():
             return {

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from peer.shell.api_events import follow
+from peer.shell.api_events import follow_as_asked
 from peer.shell.api_json import decode_renewal, decode_request, encode_event, encode_task
 from peer.shell.api_types import (
     ContentStream,
@@ -146,7 +146,7 @@ class ApiRoutes:
         try:
             response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
             await response.prepare(request)
-            async with aclosing(follow(download, timeout_ms=wanted.timeout_ms)) as events:
+            async with aclosing(follow_as_asked(download, wanted)) as events:
                 async for event in events:
                     if isinstance(event, Ready):
                         self._grants.grant(uid, event.task_id)

@@ -60,6 +60,8 @@ class DownloadRequest:
     authorities: str = ""
     """PEM certificates that the origins of this request may be known by too. Only for URLs with a
     digest: what other bytes somebody else's certificate vouched for would then be noticed."""
+    progress_ms: int = 0
+    """How often its client wants to be told how far it is; 0 for as often as a person can see."""
     renewable: bool = False
     """Its client answers `RightNeeded` with a fresh Authorization."""
 
@@ -91,6 +93,9 @@ class Progress:
     """Received from other hosts for this download."""
     rate_bytes_s: int = 0
     """Over the last two seconds; filled in by `peer.shell.api_events.follow`."""
+    files: tuple[tuple[int, int], ...] = ()
+    """How many bytes of each URL are there, by its index: of all that are known, and from `follow`
+    of those that changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -383,6 +383,7 @@ class LocalDownloads:
     def progress_of(self, running: Running) -> Progress:
         """How far a download is."""
         received, size, origin_bytes, peer_bytes = 0, 0, 0, 0
+        files: list[tuple[int, int]] = []
         known = True
         for group in running.wanted.values():
             wanted = group[0]
@@ -393,6 +394,7 @@ class LocalDownloads:
                 wanted.descriptor.task_id
             )
             received += held
+            files += [(each.index, held) for each in group]
             origin_bytes += from_origin - wanted.origin_bytes_before
             peer_bytes += from_peers - wanted.peer_bytes_before
             if total is None:
@@ -404,6 +406,7 @@ class LocalDownloads:
             size_bytes=size if known else None,
             origin_bytes=max(0, origin_bytes),
             peer_bytes=max(0, peer_bytes),
+            files=tuple(files),
         )
 
     def renew(self, running: Running, authorization: str | None) -> None:

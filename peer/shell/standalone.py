@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-from peer.shell.api_events import follow
+from peer.shell.api_events import follow_as_asked
 from peer.shell.api_types import (
     Download,
     DownloadError,
@@ -69,7 +69,7 @@ async def _download(
     node: PeerNode, request: DownloadRequest, on_event: OnEvent, renew: Renew | None
 ) -> None:
     download = node.downloads.start(request)
-    events = follow(download, timeout_ms=request.timeout_ms)
+    events = follow_as_asked(download, request)
     async with contextlib.aclosing(events), asyncio.TaskGroup() as renewals:
         async for event in events:
             on_event(event)

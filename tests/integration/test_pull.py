@@ -1,5 +1,6 @@
 """`shoal pull` and `shoal inspect` as whole processes, from a registry that wants tokens."""
 
+import base64
 import gzip
 import hashlib
 import io
@@ -216,6 +217,92 @@ def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
         assert trusted.returncode == 0, trusted.stderr.decode()
     assert found(tmp_path / "out") == files
     assert registry.leaked == 0
+
+
+def test_events_tell_what_happens(tmp_path: Path, registry: Registry) -> None:
+    slow_model(registry)
+    registry.token_life_s = 2
+    done = pull(registry, tmp_path, "--events")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["ok"] is True
+    layers = {f"{number}.bin" for number in range(12)}
+    for kind in ("resolved", "delivered"):
+        assert {event["layer"] for event in events if event["event"] == kind} == layers
+    told: dict[int, int] = {}
+    for event in events:
+        if event["event"] == "progress":
+            told.update(event["files"])
+            assert sum(told.values()) == event["bytes"]
+    assert set(told) <= set(range(12))
+    assert sum(told.values()) > 6 << 20
+    assert b"Bearer" not in done.stdout
+
+
+def auth_files(tmp_path: Path, registry: Registry, way: str) -> tuple[dict[str, str], list[str]]:
+    """What a user has who logged in with another tool: environment and options."""
+    env = environment(tmp_path)
+    for name in list(env):
+        if name.startswith(("SHOAL_REGISTRY_", "XDG_", "DOCKER_", "REGISTRY_AUTH")):
+            del env[name]
+    host = registry.reference.partition("/")[0]
+    entry = {"auth": base64.b64encode(b"ann:correct-horse").decode()}
+    options: list[str] = []
+    file = tmp_path / "login.json"
+    stored: dict[str, Any] = {"auths": {host: entry}}
+    match way:
+        case "authfile":
+            # Theirs alone: this one would be wrong.
+            env["REGISTRY_AUTH_FILE"] = str(tmp_path / "nothing.json")
+            options = ["--authfile", str(file)]
+        case "REGISTRY_AUTH_FILE":
+            env["REGISTRY_AUTH_FILE"] = str(file)
+        case "podman's auth.json":
+            env["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+            file = tmp_path / "run/containers/auth.json"
+            stored = {"auths": {f"{host}/team": entry, host: {"auth": "d3Jvbmc6d3Jvbmc="}}}
+        case "DOCKER_CONFIG":
+            env["DOCKER_CONFIG"] = str(tmp_path / "docker")
+            file = tmp_path / "docker/config.json"
+        case "helper":
+            file = tmp_path / ".docker/config.json"
+            stored = {"credHelpers": {host: "vault"}}
+        case "store":
+            file = tmp_path / ".docker/config.json"
+            stored = {"auths": {host: {}}, "credsStore": "vault"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(stored))
+    helper = tmp_path / "bin/docker-credential-vault"
+    helper.parent.mkdir()
+    helper.write_text(
+        f"""#!/bin/sh
+read -r server
+if [ "$1" = get ] && [ "$server" = "{host}" ]; then
+    echo '{{"ServerURL": "{host}", "Username": "ann", "Secret": "correct-horse"}}'
+else
+    echo "credentials not found in native keychain"; exit 1
+fi
+"""
+    )
+    helper.chmod(0o755)
+    env["PATH"] = f"{helper.parent}:{env['PATH']}"
+    return env, options
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["authfile", "REGISTRY_AUTH_FILE", "podman's auth.json", "DOCKER_CONFIG", "helper", "store"],
+)
+def test_who_logged_in_with_another_tool(tmp_path: Path, registry: Registry, way: str) -> None:
+    model(registry)
+    env, options = auth_files(tmp_path, registry, way)
+    arguments = ["inspect", registry.reference, "--plain-http", "--json", *options]
+    told = shoal(*arguments, env=env)
+    assert told.returncode == 0, told.stderr.decode()
+    assert json.loads(told.stdout)["config"]["descriptor"]["name"] == "tiny"
+    assert registry.asked["token"] == 1
 
 
 def test_patterns_choose_files(tmp_path: Path, registry: Registry) -> None:

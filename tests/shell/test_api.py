@@ -1,6 +1,7 @@
 """The local API over a real Unix socket, with a fake daemon behind it."""
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -184,6 +185,19 @@ async def test_what_had_arrived_is_told_before_a_failure_that_comes_fast(rig: Ri
     *_, progress, failed = await rig.events()
     assert (progress["event"], progress["bytes"]) == ("progress", 5)
     assert failed["event"] == "failed"
+
+
+async def test_other_authorities_are_only_for_what_a_digest_names(rig: Rig) -> None:
+    urls = [{"url": URL, "digest": digest_of(CONTENT)}]
+    events = await rig.events(urls=urls, authorities="PEM", renewable=True)
+    assert events[-1]["event"] == "done"
+    assert rig.downloads.requests[-1].authorities == "PEM"
+    assert rig.downloads.requests[-1].renewable
+    for body in (rig.body(authorities="PEM"), rig.body(urls=urls, authorities="x" * (1 << 20 | 1))):
+        data = io.BytesIO(json.dumps(body).encode())
+        status, reason, detail = await rig.error("POST", "/v1/downloads", data=data)
+        assert (status, reason) == (400, "usage")
+        assert "authorities" in detail
 
 
 async def test_progress_appears_only_once_a_download_takes_a_while(rig: Rig) -> None:
