@@ -269,7 +269,8 @@ def auth_files(tmp_path: Path, registry: Registry, way: str) -> tuple[dict[str, 
         case "helper":
             file = tmp_path / ".docker/config.json"
             stored = {"credHelpers": {host: "vault"}}
-        case "store":
+        case _:
+            assert way == "store"
             file = tmp_path / ".docker/config.json"
             stored = {"auths": {host: {}}, "credsStore": "vault"}
     file.parent.mkdir(parents=True, exist_ok=True)
