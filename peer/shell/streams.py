@@ -13,6 +13,7 @@ from typing import Final
 
 from peer.core import events as ev
 from peer.shell.api_types import DownloadError, DownloadEvent, DownloadRequest, Failed
+from peer.shell.rights import Renewer
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from shoal.runtime.tasks import Offload
@@ -51,6 +52,8 @@ class Running:
     failed: Failed | None = None
     ended: bool = False
     closed: bool = False
+    renewer: Renewer | None = None
+    """Who gives fresh rights to it, if anybody does."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self) -> None:

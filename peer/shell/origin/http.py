@@ -101,7 +101,7 @@ class HttpOrigin:
         not serve a redirect."""
         self._closed = False
         self._parked: OrderedDict[OriginRequest, tuple[_Good, asyncio.TimerHandle]] = OrderedDict()
-        self._ssl_contexts: OrderedDict[Path | None, ssl.SSLContext] = OrderedDict()
+        self._ssl_contexts: OrderedDict[tuple[Path | None, str], ssl.SSLContext] = OrderedDict()
 
     async def stat(self, request: OriginRequest) -> OriginStat:
         """Asks for the first byte and reads what the answer says. Raises OriginError."""
@@ -387,21 +387,22 @@ class HttpOrigin:
         user's choice holds for hosts that a redirect leads to, too."""
         if request.insecure_skip_verify:
             return False
-        if request.ca_file is None and self._options.ca_file is None:
+        if not (request.ca_file or self._options.ca_file or request.authorities):
             return True
-        context = self._ssl_contexts.get(request.ca_file)
+        key = request.ca_file, request.authorities
+        context = self._ssl_contexts.get(key)
         if context is None:
             files = [path for path in (self._options.ca_file, request.ca_file) if path is not None]
-            context = await asyncio.to_thread(_ssl_context, files)
-            self._ssl_contexts[request.ca_file] = context
+            context = await asyncio.to_thread(_ssl_context, files, request.authorities)
+            self._ssl_contexts[key] = context
             while len(self._ssl_contexts) > SSL_CONTEXTS_MAX:
                 self._ssl_contexts.popitem(last=False)
         else:
-            self._ssl_contexts.move_to_end(request.ca_file)
+            self._ssl_contexts.move_to_end(key)
         return context
 
 
-def _ssl_context(ca_files: list[Path]) -> ssl.SSLContext:
+def _ssl_context(ca_files: list[Path], authorities: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     for path in ca_files:
@@ -411,5 +412,12 @@ def _ssl_context(ca_files: list[Path]) -> ssl.SSLContext:
             what = error.strerror if not isinstance(error, ssl.SSLError) else "no PEM certificates"
             raise OriginError(
                 Reason.ORIGIN_INVALID, f"CA file {path} can't be read: {what}"
+            ) from None
+    if authorities:
+        try:
+            context.load_verify_locations(cadata=authorities)
+        except (ssl.SSLError, ValueError):
+            raise OriginError(
+                Reason.ORIGIN_INVALID, "the CA certificates of the request are no PEM certificates"
             ) from None
     return context
