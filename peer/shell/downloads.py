@@ -221,7 +221,9 @@ class LocalDownloads:
     def _source(
         self, wanted: WantedUrl, request: DownloadRequest
     ) -> tuple[ev.Source, OriginRequest]:
-        asked = origin_request(wanted.url, wanted.headers, ca_file=self._ca_file)
+        asked = origin_request(
+            wanted.url, wanted.headers, ca_file=self._ca_file, places=wanted.places
+        )
         length = request.piece_length_bytes
         if length is not None:
             check_piece_length(length)

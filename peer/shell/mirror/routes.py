@@ -97,9 +97,12 @@ class MirrorRoutes:
         self._log = Log("peer.shell.mirror")
         self.counters = MirrorCounters()
 
-    async def answer(self, http: web.Request, listener: str) -> web.StreamResponse:
+    async def answer(
+        self, http: web.Request, listener: str, *, fixed: bool = False
+    ) -> web.StreamResponse:
         """Any request. `listener`: the registry that whoever listens here stands for, "" if
-        several."""
+        several. `fixed`: it was asked for by its own address, so that neither a path nor a query
+        names another one."""
         self.counters.requests += 1
         if LOOP_HEADER in http.headers:
             return refusal(508, "UNSUPPORTED", "this request has passed a mirror already: a loop")
@@ -108,12 +111,12 @@ class MirrorRoutes:
         try:
             if http.path in ("/v2/", "/v2"):
                 return await self._ping(http, listener)
-            asked = parse_path(http.path, self._upstreams.names)
+            asked = parse_path(http.path, frozenset() if fixed else self._upstreams.names)
             if asked is None:
                 return refusal(404, "NAME_INVALID", "no path of the distribution protocol")
             upstream = self._upstreams.choose(
                 header=http.headers.get("X-Dragonfly-Registry", ""),
-                namespace=http.query.get("ns", ""),
+                namespace="" if fixed else http.query.get("ns", ""),
                 prefix=asked.registry,
                 listener=listener,
             )

@@ -27,7 +27,9 @@ from peer.shell.origin.base import OriginBody, OriginError, OriginStat
 from peer.shell.origin.http_answer import Answer, check_same, read_answer
 from peer.shell.origin.http_body import HttpBody
 from peer.shell.origin.http_errors import RAISED, translate
+from peer.shell.origin.places import PlaceRules
 from peer.shell.origin.request import OriginRequest
+from peer.shell.origin.resolving import CheckedResolver
 from peer.shell.urls import place_of, redirect_url
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.limits import KIB
@@ -86,7 +88,8 @@ class HttpOrigin:
     ) -> None:
         self._options = options
         self._wall_clock = wall_clock
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[PlaceRules | None, aiohttp.ClientSession] = {}
+        """By where they may lead: a connection of one must not serve another."""
         self._closed = False
         self._parked: OrderedDict[OriginRequest, tuple[_Good, asyncio.TimerHandle]] = OrderedDict()
         self._ssl_contexts: OrderedDict[Path | None, ssl.SSLContext] = OrderedDict()
@@ -156,8 +159,8 @@ class HttpOrigin:
         self._closed = True
         while self._parked:
             self._unpark(next(iter(self._parked)))
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     # ------------------------------------------------------------ asking
 
@@ -189,8 +192,12 @@ class HttpOrigin:
     async def _send(
         self, url: str, host: str, headers: CIMultiDict[str], request: OriginRequest
     ) -> aiohttp.ClientResponse:
+        places = request.places
+        # A name is judged when it is resolved; an address is never resolved.
+        if places is not None and not places.allows_host(*place_of(url)[1:]):
+            raise OriginError(Reason.ORIGIN_FORBIDDEN, f"{host} is an address that is not allowed")
         try:
-            return await self._open_session().get(
+            return await self._open_session(places).get(
                 URL(url, encoded=True),
                 headers=headers,
                 allow_redirects=False,
@@ -322,16 +329,18 @@ class HttpOrigin:
 
     # ------------------------------------------------------------ session and TLS
 
-    def _open_session(self) -> aiohttp.ClientSession:
+    def _open_session(self, places: PlaceRules | None) -> aiohttp.ClientSession:
         if self._closed:
             raise OriginError(Reason.SHUTTING_DOWN, "the daemon is shutting down")
-        if self._session is None:
+        session = self._sessions.get(places)
+        if session is None:
             options = self._options
-            self._session = aiohttp.ClientSession(
+            session = self._sessions[places] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=options.connections_total,
                     limit_per_host=options.connections_per_host,
                     keepalive_timeout=options.idle_timeout_s,
+                    resolver=None if places is None else CheckedResolver(places),
                 ),
                 timeout=aiohttp.ClientTimeout(
                     total=None,
@@ -347,7 +356,7 @@ class HttpOrigin:
                 max_field_size=32 * KIB,
                 max_line_size=32 * KIB,
             )
-        return self._session
+        return session
 
     async def _ssl(self, request: OriginRequest) -> ssl.SSLContext | bool:
         """How to verify the other side: aiohttp's own context, none, or one with more CAs. The

@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 
 from peer.shell.origin.base import OriginError
+from peer.shell.origin.resolving import PlaceRefusedError
 from shoal.wire.errors import Reason
 
 RAISED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
@@ -29,6 +30,8 @@ def translate(
     tls = _tls_error(error)
     if tls is not None:
         return tls_failure(tls, host)
+    if isinstance(getattr(error, "os_error", error), PlaceRefusedError):
+        return OriginError(Reason.ORIGIN_FORBIDDEN, f"{host} is at an address that is not allowed")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return _failed(f"the name of {host} can't be resolved ({_system_text(error)})")
     if isinstance(error, aiohttp.ConnectionTimeoutError):

@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from peer.shell.origin.places import PlaceRules
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OriginRequest:
     """One thing to ask an origin for. Made by `peer.shell.urls.origin_request`, which checks it.
 
     `headers` are the user's own, in order; all of them count as credentials when a redirect leads
-    to another host. `ca_file` names PEM certificates trusted beside the system's own.
+    to another host. `ca_file` names PEM certificates trusted beside the system's own. `places`
+    bounds where it may lead, redirects too, for a user who is not trusted with every address.
     """
 
     url: str
     headers: tuple[tuple[str, str], ...] = ()
     insecure_skip_verify: bool = False
     ca_file: Path | None = None
+    places: PlaceRules | None = None
 
     def __repr__(self) -> str:
         """URL without secrets and the names of the headers."""
