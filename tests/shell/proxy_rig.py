@@ -104,6 +104,29 @@ class ProxySite:
         return self.proxy.counters()[f"proxy_{name}_total"]
 
 
+async def web_origins(stack: AsyncExitStack, root: Path) -> tuple[WebOrigin, WebOrigin]:
+    """One plain and one with TLS, whose CA is written down."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(root / "origin-ca.pem"))
+    plain, secure = WebOrigin(), WebOrigin(context=context)
+    for origin in (plain, secure):
+        origin.files["/models/a"] = MODEL
+        origin.files["/other"] = b"other"
+        await origin.start()
+        stack.push_async_callback(origin.close)
+    return plain, secure
+
+
+def write_ca(root: Path) -> None:
+    """The proxy's."""
+    made = make_ca("test", [], datetime.datetime.now(datetime.UTC))
+    (root / "ca.pem").write_bytes(made.certificate)
+    (root / "ca-key.pem").touch(mode=0o600)
+    (root / "ca-key.pem").write_bytes(made.key)
+
+
 @asynccontextmanager
 async def proxy_site(
     root: Path,
@@ -118,21 +141,9 @@ async def proxy_site(
         await registry.start()
         stack.push_async_callback(registry.close)
         registry.push("lib/img", "v1", LAYER)
-        authority = trustme.CA()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-        plain, secure = WebOrigin(), WebOrigin(context=context)
-        for origin in (plain, secure):
-            origin.files["/models/a"] = MODEL
-            origin.files["/other"] = b"other"
-            await origin.start()
-            stack.push_async_callback(origin.close)
         root.mkdir(exist_ok=True)
-        authority.cert_pem.write_to_path(str(root / "origin-ca.pem"))
-        made = make_ca("test", [], datetime.datetime.now(datetime.UTC))
-        (root / "ca.pem").write_bytes(made.certificate)
-        (root / "ca-key.pem").touch(mode=0o600)
-        (root / "ca-key.pem").write_bytes(made.key)
+        plain, secure = await web_origins(stack, root)
+        write_ca(root)
         node = PeerNode(
             NodeOptions(
                 host_id=HostId("h"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import uvloop
 
 from tests.shell.proxy_rig import BLOB, DIGEST, LAYER, MANIFEST, MODEL, NAME, ProxySite, proxy_site
 
@@ -83,10 +84,11 @@ async def test_one_port_is_a_mirror_too(site: ProxySite) -> None:
 
 async def test_writes_to_a_registry_pass_through(tmp_path: Path) -> None:
     async with proxy_site(tmp_path) as site:
-        answer = await site.ask(f"{site.registry.url}/v2/lib/img/blobs/uploads/", "POST", data=b"x")
-        assert answer.status == 200
-        assert site.registry.requests["POST blobs"] + site.registry.requests["POST uploads"] == 1
-        assert site.count("passed") == 1
+        for base in (site.registry.url, f"http://{NAME}", f"https://{NAME}"):
+            answer = await site.ask(f"{base}/v2/lib/img/blobs/uploads", "POST", data=b"x")
+            assert answer.status == 404
+        assert site.registry.requests["POST blobs"] == 3
+        assert site.count("passed") == 3
 
 
 # ---------------------------------------------------------------- through the swarm
@@ -245,28 +247,24 @@ async def test_a_request_that_comes_again_is_a_loop(site: ProxySite) -> None:
 # ---------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+async def test_private_addresses_are_refused_however_they_are_written(strict: ProxySite) -> None:
+    port = strict.plain.port
+    for url in (
         "http://127.0.0.1:1/",
-        "http://127.1:{port}/other",
-        "http://2130706433:{port}/other",
-        "http://0x7f000001:{port}/other",
-        "http://[::ffff:127.0.0.1]:{port}/other",
+        f"http://127.1:{port}/other",
+        f"http://2130706433:{port}/other",
+        f"http://0x7f000001:{port}/other",
+        f"http://[::ffff:127.0.0.1]:{port}/other",
         "http://169.254.169.254/latest/meta-data",
         "http://localhost/other",
-        "http://user:password@127.0.0.1:{port}/other",
-        "ftp://127.0.0.1:{port}/other",
-    ],
-)
-@pytest.mark.parametrize("wish", [{}, {"X-Dragonfly-Use-P2P": "true"}])
-async def test_private_addresses_are_refused_however_they_are_written(
-    strict: ProxySite, url: str, wish: dict[str, str]
-) -> None:
-    line = f"GET {url.format(port=strict.plain.port)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    lines = "".join(f"{name}: {value}\r\n" for name, value in wish.items())
-    answer = await strict.send(f"{line}{lines}\r\n".encode())
-    assert answer.split(b" ")[1] in (b"400", b"403"), answer
+        f"http://user:password@127.0.0.1:{port}/other",
+        f"ftp://127.0.0.1:{port}/other",
+        "*",
+    ):
+        for wish in ("", "X-Dragonfly-Use-P2P: true\r\n"):
+            head = f"GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{wish}\r\n"
+            answer = await strict.send(head.encode())
+            assert answer.split(b" ")[1] in (b"400", b"403"), answer
     assert not strict.plain.seen
 
 
@@ -294,22 +292,26 @@ async def test_a_redirect_does_not_lead_the_swarm_to_what_is_not_allowed(strict:
     assert not strict.secure.seen
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
+async def test_what_is_no_proper_connect_is_told(site: ProxySite) -> None:
+    for head in (
         b"CONNECT 127.0.0.1 HTTP/1.1\r\n\r\n",
         b"CONNECT http://127.0.0.1:1/ HTTP/1.1\r\n\r\n",
         b"CONNECT 127.0.0.1:99999 HTTP/1.1\r\n\r\n",
         b"CONNECT 127.0.0.1:1 HTTP/2.0\r\n\r\n",
         b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nbad line\r\n\r\n",
         b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nX: " + b"y" * 20_000,
-    ],
-)
-async def test_what_is_no_proper_connect_is_told(site: ProxySite, head: bytes) -> None:
-    answer = await site.send(head)
-    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert b"shoal proxy: " in answer
-    assert site.count("refused") == 1
+    ):
+        answer = await site.send(head)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"shoal proxy: " in answer
+    assert site.count("refused") == 6
+    # A client that uses one connection for both, as none does.
+    answer = await site.send(
+        f"GET {site.plain.url}/other HTTP/1.1\r\nHost: x\r\n\r\n"
+        "CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    )
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"HTTP/1.1 400 " in answer
 
 
 async def test_tunnels_go_to_listed_places_alone(site: ProxySite) -> None:
@@ -401,3 +403,30 @@ async def test_closing_ends_everything(tmp_path: Path) -> None:
         writer.close()
         assert site.proxy.counters()["proxy_connections"] == 0
         await site.proxy.close()
+
+
+def test_under_the_daemons_own_loop(tmp_path: Path) -> None:
+    """Its transports have ways of their own: tunnels, opened TLS, and what is broken off."""
+
+    async def scenario() -> None:
+        async with proxy_site(tmp_path, networks=("127.0.0.0/8", "::1/128")) as site:
+            assert (await site.ask(f"https://{NAME}{BLOB}")).body == LAYER
+            assert (await site.ask(f"http://{NAME}{BLOB}")).body == LAYER
+            opened = f"https://localhost:{site.secure.port}/models/a"
+            plain = f"{site.secure.url}/models/a"
+            for _ in range(2):
+                assert (await site.ask(opened)).body == MODEL
+                assert (await site.ask(plain, trust=site.straight)).body == MODEL
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await site.ask(opened, trust=site.straight)
+            answer = await site.send(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 403 ")
+            place = f"127.0.0.1:{site.plain.port}"
+            head = f"CONNECT {place} HTTP/1.1\r\n\r\nGET /other HTTP/1.1\r\nHost: x\r\n"
+            answer = await site.send(f"{head}Connection: close\r\n\r\n".encode())
+            assert answer.endswith(b"other")
+            site.secure.cut = True
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await site.ask(f"https://localhost:{site.secure.port}/other")
+
+    uvloop.run(scenario())

@@ -56,7 +56,15 @@ def make_ca(name: str, hosts: Sequence[str], now: datetime.datetime) -> Minted:
     )
     if hosts:
         permitted = [_constraint(host) for host in hosts]
-        builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
+        # Constraints bind only the kinds of names that they mention.
+        if not any(isinstance(each, x509.DNSName) for each in permitted):
+            permitted.append(x509.DNSName("invalid"))
+        excluded = None
+        if not any(isinstance(each, x509.IPAddress) for each in permitted):
+            excluded = [
+                x509.IPAddress(ipaddress.ip_network(text)) for text in ("0.0.0.0/0", "::/0")
+            ]
+        builder = builder.add_extension(x509.NameConstraints(permitted, excluded), critical=True)
     return Minted(_pem(builder.sign(key, hashes.SHA256())), _key_pem(key), until)
 
 
@@ -109,7 +117,9 @@ class Authority:
         )
         address = as_address(host)
         name = x509.DNSName(host) if address is None else x509.IPAddress(address)
-        subject = _name(host if len(host) <= NAME_CHARACTERS_MAX else "shoal proxy")
+        # An address as common name would be taken for a host's name.
+        plain = address is None and len(host) <= NAME_CHARACTERS_MAX
+        subject = _name(host if plain else "shoal proxy")
         public = self._host_key.public_key()
         builder = (
             _builder(subject, self._certificate.subject, public, now, until)

@@ -7,7 +7,7 @@ together with the connection. Decides nothing about where anything may go.
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from peer.shell.proxy.targets import HEAD_BYTES_MAX, Target, TargetError, parse_connect
 
@@ -115,13 +115,13 @@ class Front(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Waits for what comes, for a bounded time."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Those of uvloop are none by their type.
+        self._transport = cast("asyncio.Transport", transport)
         if not self._owner.opened(self):
             self.refuse(503, "too many connections")
             return
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(HEAD_TIMEOUT_S, transport.abort)
+        self._timer = loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """More of the beginning."""

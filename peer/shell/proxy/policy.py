@@ -91,12 +91,13 @@ class Policy:
         """Whether TLS to a target is to be opened."""
         return any(pattern.covers(target) for pattern in self._intercept)
 
-    def registry_of(self, target: Target) -> str:
-        """The registry at a target, as images name it; "" for none."""
+    def registry_at(self, target: Target) -> tuple[str, Target]:
+        """The registry that a target is, as images name it, and where that is; "" and the same
+        target for none. A name may stand for a place that only the configuration knows."""
         for pattern, there, name in self._registries:
             if pattern.covers(target) or (there.host, there.port) == (target.host, target.port):
-                return name
-        return ""
+                return name, there
+        return "", target
 
     def plan(
         self,
@@ -111,14 +112,15 @@ class Policy:
         rule = rule_for(self._rules, target.url + rest)
         if rule is not None:
             target = rule.applied(target)
-            if rule.action == "direct":
-                return Plan("pass", target)
-        if method in _READING and (
-            path in ("/v2", "/v2/") or parse_path(path, frozenset()) is not None
+        registry, target = self.registry_at(target)
+        if rule is not None and rule.action == "direct":
+            return Plan("pass", target)
+        if (
+            registry
+            and method in _READING
+            and (path in ("/v2", "/v2/") or parse_path(path, frozenset()) is not None)
         ):
-            registry = self.registry_of(target)
-            if registry:
-                return Plan("registry", target, registry)
+            return Plan("registry", target, registry)
         wanted = rule is not None or wishes.swarm
         if method == "GET" and wanted and not is_conditional(headers):
             return Plan("swarm", target)

@@ -76,10 +76,16 @@ class ProxyRoutes:
         self._counters = counters
 
     async def answer(self, http: web.Request, opened: Target | None) -> web.StreamResponse:
-        """Any request but CONNECT. `opened`: where TLS that was opened was for; None for a request
+        """Any request but a proper CONNECT. `opened`: where TLS that was opened was for; None for a request
         in the clear."""
         counters = self._counters
         counters.requests += 1
+        if http.method == "CONNECT":
+            # What follows is no HTTP any longer, and the connection is of no use.
+            counters.refused += 1
+            refusal = say(400, "CONNECT is for a connection of its own")
+            refusal.force_close()
+            return refusal
         if passed(", ".join(http.headers.getall("Via", [])), self._pseudonym):
             return say(508, "this request has been here before: a loop")
         try:
@@ -92,7 +98,7 @@ class ProxyRoutes:
             if plan.way == "registry" and self._mirror is not None:
                 counters.registry_requests += 1
                 return await self._mirror(http, plan.registry, fixed=True)
-            if plan.way == "swarm":
+            if plan.way == "swarm" and not http.body_exists:
                 places = self._policy.places_of(plan.target)
                 sent = await self._swarm.answer(http, plan.target, rest, places, wishes)
                 if sent is not None:

@@ -16,7 +16,7 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 
 _NAME: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-_ABSOLUTE: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)", re.IGNORECASE | re.ASCII)
+_ABSOLUTE: Final = re.compile(r"(https?)://([^/?#\\]*)((?:[/?][^#]*)?)", re.IGNORECASE | re.ASCII)
 _CONNECT: Final = re.compile(r"CONNECT ([!-~]+) HTTP/1\.[01]", re.ASCII)
 _FIELD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00\r\n]*", re.ASCII)
 _ENDS_IN_PORT: Final = re.compile(r":[0-9]+\Z")

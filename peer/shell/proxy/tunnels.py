@@ -7,7 +7,7 @@ transport at most. A side that has ended is told to the other. Looks at nothing 
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from aiohttp.abc import AbstractResolver
 
@@ -30,9 +30,9 @@ class TunnelEnd(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection that it is the end of. It reads nothing until it is tied."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.pause_reading()
+        # Those of uvloop are none by their type.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.pause_reading()
 
     def tie(self, other: "TunnelEnd") -> None:
         """From now on bytes flow, in both directions."""
