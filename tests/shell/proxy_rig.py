@@ -127,6 +127,17 @@ def write_ca(root: Path) -> None:
     (root / "ca-key.pem").write_bytes(made.key)
 
 
+def options_of(root: Path, policy: Policy) -> ProxyOptions:
+    """With the files of a site."""
+    return ProxyOptions(
+        listen=(Endpoint("127.0.0.1", 0),),
+        policy=policy,
+        ca_cert=root / "ca.pem",
+        ca_key=SecretFile(root / "ca-key.pem"),
+        ca_file=root / "origin-ca.pem",
+    )
+
+
 @asynccontextmanager
 async def proxy_site(
     root: Path,
@@ -164,23 +175,15 @@ async def proxy_site(
         await mirror.start()
         stack.push_async_callback(mirror.close)
         hosts = (f"127.0.0.1:{plain.port}", f"127.0.0.1:{secure.port}", *allow)
+        policy = Policy(
+            allow=[parse_pattern(text) for text in hosts],
+            intercept=[parse_pattern(text) for text in (NAME, f"localhost:{secure.port}")],
+            networks=[parse_network(text) for text in networks],
+            rules=[parse_rule(text) for text in rules],
+            upstreams=upstreams,
+        )
         proxy = ForwardProxy(
-            ProxyOptions(
-                listen=(Endpoint("127.0.0.1", 0),),
-                policy=Policy(
-                    allow=[parse_pattern(text) for text in hosts],
-                    intercept=[
-                        parse_pattern(NAME),
-                        parse_pattern(f"localhost:{secure.port}"),
-                    ],
-                    networks=[parse_network(text) for text in networks],
-                    rules=[parse_rule(text) for text in rules],
-                    upstreams=upstreams,
-                ),
-                ca_cert=root / "ca.pem",
-                ca_key=SecretFile(root / "ca-key.pem"),
-                ca_file=root / "origin-ca.pem",
-            ),
+            options_of(root, policy),
             start=node.downloads.start,
             mirror=mirror.answer,
             unready=lambda: unready[0],

@@ -76,8 +76,8 @@ class ProxyRoutes:
         self._counters = counters
 
     async def answer(self, http: web.Request, opened: Target | None) -> web.StreamResponse:
-        """Any request but a proper CONNECT. `opened`: where TLS that was opened was for; None for a request
-        in the clear."""
+        """Any request but a proper CONNECT. `opened`: where TLS that was opened was for; None for
+        a request in the clear."""
         counters = self._counters
         counters.requests += 1
         if http.method == "CONNECT":
