@@ -58,7 +58,13 @@ class Connects:
         """Begins a tunnel. `over` is called once the client's connection has ended."""
         task = asyncio.get_running_loop().create_task(self._run(front, target, data, over))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._log.error("a tunnel failed", reason=repr(error))
 
     async def _run(
         self, front: Front, target: Target, data: bytes, over: Callable[[], None]

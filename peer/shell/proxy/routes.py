@@ -48,6 +48,8 @@ class ProxyCounters:
     intercept_failed: int = 0
     """Clients that broke the handshake off: most likely they do not trust the CA."""
     overloaded: int = 0
+    left_by_client: int = 0
+    """Requests whose client went before their end."""
 
 
 def say(status: int, text: str) -> web.Response:

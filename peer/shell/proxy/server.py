@@ -13,6 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
+from peer.shell.api_routes import break_off
 from peer.shell.api_types import DownloadRequest
 from peer.shell.mirror.pulls import Collection
 from peer.shell.proxy.connects import Connects
@@ -133,7 +134,13 @@ class ForwardProxy:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         del handler  # there are no routes: every path is some origin's
-        return await self._routes.answer(request, self._opened.get(request.protocol))
+        try:
+            return await self._routes.answer(request, self._opened.get(request.protocol))
+        except ConnectionError:
+            # Clients go when they like; nobody is there to be told, and nothing is wrong.
+            self._counters.left_by_client += 1
+            break_off(request)
+            return web.Response(status=503)
 
     # ------------------------------------------------------------ connections of clients
 
