@@ -23,6 +23,7 @@ commands:
   status               what the daemon of this host is and does
   tasks                what the daemon holds; `shoal tasks rm ID...` deletes
   runtime              make containerd, CRI-O, podman or docker pull through shoal
+  proxy                make the CA by which the proxy of a daemon opens TLS
   demo                 a swarm of many nodes on this machine, with a result table
   version              print the version
 
@@ -30,7 +31,8 @@ commands:
 """
 
 COMMANDS = (
-    "get", "pull", "inspect", "peer", "scheduler", "status", "tasks", "runtime", "demo", "version",
+    "get", "pull", "inspect", "peer", "scheduler", "status", "tasks", "runtime", "proxy", "demo",
+    "version",
 )  # fmt: skip
 
 
@@ -63,6 +65,10 @@ def run(arguments: list[str]) -> int:
             from peer.cli.runtimes import command as runtimes
 
             execute = runtimes.run
+        case "proxy":
+            from peer.cli import proxy
+
+            execute = proxy.run
         case "demo":
             from peer.cli import demo
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from peer.shell.origin.places import PlaceRules
 from shoal.wire.control import Demand
 from shoal.wire.errors import Reason, ShoalError
 
@@ -35,6 +36,8 @@ class WantedUrl:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     digest: str | None = None
     """`algorithm:hex`, as `shoal.wire.digest.parse_digest` accepts it."""
+    places: PlaceRules | None = None
+    """Which addresses it may be read from; None for any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

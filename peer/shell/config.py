@@ -10,8 +10,18 @@ from typing import ClassVar, Final
 from peer.shell.api_socket import default_socket_path
 from peer.shell.mirror.upstreams import parse_upstream
 from peer.shell.origin.internal import InternalHosts
+from peer.shell.origin.places import parse_network
+from peer.shell.proxy.rules import parse_rule
+from peer.shell.proxy.targets import parse_pattern
 from shoal.runtime.config import option, section
-from shoal.runtime.config_values import Duration, Endpoint, Rate, Size, parse_endpoint
+from shoal.runtime.config_values import (
+    Duration,
+    Endpoint,
+    Rate,
+    SecretFile,
+    Size,
+    parse_endpoint,
+)
 from shoal.runtime.sections import LogSection, TlsSection, check_listen
 from shoal.wire.errors import UsageError
 from shoal.wire.limits import (
@@ -255,6 +265,80 @@ class MirrorSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySection:
+    """A forward proxy for tools that only know `HTTP_PROXY` and `HTTPS_PROXY`."""
+
+    listen: tuple[Endpoint, ...] = option(
+        (), help="Where the proxy listens (plain HTTP and CONNECT); empty: no proxy."
+    )
+    allow_remote: bool = option(
+        default=False,
+        help="Allow listening beyond loopback, on a trusted network: whoever reaches the proxy may "
+        "use it, and what clients send to it in the clear can be read on the way.",
+    )
+    allow: tuple[str, ...] = option(
+        (),
+        help="Hosts that may be reached beside mirror.upstreams: reg.example (ports 80 and 443), "
+        "reg.example:8443, *.example (all names below it), * (any). Everything else is refused.",
+    )
+    networks: tuple[str, ...] = option(
+        (),
+        help="Networks such as 10.1.0.0/16 that these hosts may be in, beside public addresses: a "
+        "name that leads to a private address, or to this host itself, is refused without.",
+    )
+    rules: tuple[str, ...] = option(
+        (),
+        help="What GETs of URLs go through the swarm: lines of `swarm` or `direct`, perhaps `tls` "
+        "(ask over https) and `redirect=HOST[:PORT]` (ask there), and a regular expression that is "
+        "searched for in the URL without its query. The first that matches counts; what none "
+        "matches passes through. A regular expression with a comma can only be written in TOML.",
+    )
+    intercept: tuple[str, ...] = option(
+        (),
+        help="Hosts, written as in allow, whose TLS the proxy opens with certificates of its own "
+        "CA, to see what is asked; all others' TLS passes through as it is.",
+    )
+    ca_cert: Path | None = option(
+        None,
+        help="The CA that clients of intercept trust, PEM; `shoal proxy ca --out DIR` makes one.",
+    )
+    ca_key: SecretFile | None = option(
+        None, help="File with the CA's private key, PEM, readable by its owner alone."
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a proxy."""
+        return bool(self.listen)
+
+    def check(self) -> None:
+        """Raises UsageError for a proxy that could not work, or would be open to anybody."""
+        patterns = [parse_pattern(text) for text in (*self.allow, *self.intercept)]
+        for network in self.networks:
+            parse_network(network)
+        for rule in self.rules:
+            parse_rule(rule)
+        parts = {"ca_cert": self.ca_cert, "ca_key": self.ca_key, "intercept": self.intercept}
+        missing = [name for name, value in parts.items() if not value]
+        if missing and len(missing) < len(parts):
+            raise UsageError(
+                f"opening TLS needs ca_cert, ca_key and intercept: {', '.join(missing)} not set"
+            )
+        for endpoint in self.listen:
+            if endpoint.is_loopback:
+                continue
+            if not self.allow_remote:
+                raise UsageError(
+                    f"{endpoint} is not a loopback address: other hosts could use the proxy; if "
+                    "they shall, set allow_remote = true"
+                )
+            if any(pattern.host == "*" for pattern in patterns):
+                raise UsageError(
+                    f"{endpoint} with * among the hosts would be an open relay: list the hosts"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """The peer daemon's configuration."""
 
@@ -273,6 +357,7 @@ class PeerConfig:
     status: StatusSection = section(StatusSection)
     origin: OriginSection = section(OriginSection)
     mirror: MirrorSection = section(MirrorSection)
+    proxy: ProxySection = section(ProxySection)
     tls: TlsSection = section(TlsSection)
     log: LogSection = section(LogSection)
 

@@ -19,6 +19,11 @@ from peer.shell.mirror.upstreams import parse_upstream
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts
+from peer.shell.origin.places import parse_network
+from peer.shell.proxy.policy import Policy
+from peer.shell.proxy.rules import parse_rule
+from peer.shell.proxy.server import ForwardProxy, ProxyOptions
+from peer.shell.proxy.targets import parse_pattern
 from peer.shell.store.space import SpaceLimits
 from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
@@ -155,6 +160,7 @@ class PeerDaemon:
         self._node: PeerNode | None = None
         self._api: LocalApi | None = None
         self._mirror: RegistryMirror | None = None
+        self._proxy: ForwardProxy | None = None
         self._status: StatusServer | None = None
         self._started = False
         self._closing = False
@@ -195,9 +201,12 @@ class PeerDaemon:
             socket_group=config.api.group or None,
         )
         await self._api.start()
-        if config.mirror.enabled:
+        if config.mirror.enabled or (config.proxy.enabled and config.mirror.upstreams):
             self._mirror = self._mirror_of(node)
             await self._mirror.start()
+        if config.proxy.enabled:
+            self._proxy = self._proxy_of(node)
+            await self._proxy.start()
         if config.status.listen is not None:
             self._declare_metrics(node)
             self._status = StatusServer(config.status.listen, self.metrics, self.not_ready)
@@ -232,6 +241,28 @@ class PeerDaemon:
             clock=self._clock,
         )
 
+    def _proxy_of(self, node: PeerNode) -> ForwardProxy:
+        config, section = self._config, self._config.proxy
+        policy = Policy(
+            allow=tuple(parse_pattern(text) for text in section.allow),
+            intercept=tuple(parse_pattern(text) for text in section.intercept),
+            networks=tuple(parse_network(text) for text in section.networks),
+            rules=tuple(parse_rule(text) for text in section.rules),
+            upstreams=tuple(parse_upstream(text) for text in config.mirror.upstreams),
+        )
+        return ForwardProxy(
+            ProxyOptions(
+                listen=section.listen,
+                policy=policy,
+                ca_cert=section.ca_cert,
+                ca_key=section.ca_key,
+                ca_file=config.origin.ca_file,
+            ),
+            start=node.downloads.start,
+            mirror=self._mirror.answer if self._mirror is not None else None,
+            unready=self.not_ready,
+        )
+
     def _addresses(self, node: PeerNode) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
@@ -240,6 +271,7 @@ class PeerDaemon:
             "piece_port": node.port.addresses[0].port,
             "status_port": self._status.address.port if self._status is not None else None,
             "mirrors": [str(each) for each in self._mirror.addresses] if self._mirror else [],
+            "proxies": [str(each) for each in self._proxy.addresses] if self._proxy else [],
             "address": str(self._embedded.address) if self._embedded is not None else None,
         }
 
@@ -276,12 +308,16 @@ class PeerDaemon:
         self.metrics.mirror("What the peer does", core)
         if self._mirror is not None:
             self.metrics.mirror("What the registry mirror does", self._mirror.counters)
+        if self._proxy is not None:
+            self.metrics.mirror("What the forward proxy does", self._proxy.counters)
 
     async def close(self) -> None:
         """Drains and ends. Safe to call twice and without `start`."""
         self._closing = True
         if self._node is not None and self._node.loaded:
             await self._node.drain()
+        if self._proxy is not None:
+            await self._proxy.close()
         if self._mirror is not None:
             await self._mirror.close()
         if self._api is not None:

@@ -231,6 +231,7 @@ class LocalDownloads:
             wanted.headers,
             ca_file=self._ca_file,
             authorities=request.authorities,
+            places=wanted.places,
         )
         length = request.piece_length_bytes
         if length is not None:

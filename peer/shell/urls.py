@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, unquote_plus, urljoin, urlsplit
 
+from peer.shell.origin.places import PlaceRules
 from peer.shell.origin.request import OriginRequest
 from peer.shell.origin.signatures import looks_like_credential, signature_names
 from shoal.wire.errors import UsageError
@@ -65,6 +66,7 @@ def origin_request(
     insecure_skip_verify: bool = False,
     ca_file: Path | None = None,
     authorities: str = "",
+    places: PlaceRules | None = None,
 ) -> OriginRequest:
     """The request for a URL that a user gave. User info in the URL becomes an Authorization
     header, unless the user gave one too. Raises UsageError."""
@@ -82,6 +84,7 @@ def origin_request(
         insecure_skip_verify=insecure_skip_verify,
         ca_file=ca_file,
         authorities=authorities,
+        places=places,
     )
 
 

@@ -56,7 +56,7 @@ async def test_a_name_that_is_bound_anew_gets_no_further(monkeypatch: pytest.Mon
     # Whoever checked the name before connecting would have seen the first address.
     resolving(monkeypatch, "rebound.example", "192.88.99.1", "127.0.0.1")
     checked = socket.getaddrinfo("rebound.example", 80)[0][4][0]
-    assert InternalHosts().allows(str(checked))
+    assert InternalHosts().places.allows(str(checked))
     async with OriginServer() as server, OriginServer() as inner, http_origin() as origin:
         inner.put("/f", Resource(content=CONTENT))
         server.put("/f", Resource(redirect=inner.url("/f", "rebound.example")))

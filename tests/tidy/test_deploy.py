@@ -41,8 +41,9 @@ def test_every_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
     for example in examples:
         (tmp_path / "peer.toml").write_text(example)
         read.append(load(PeerConfig, tmp_path / "peer.toml", {}, {}))
-    assert [config.mirror.enabled for config in read] == [True, False]
-    assert read[1].zone == "rack-12"
+    assert [config.mirror.enabled for config in read] == [True, False, False]
+    assert [config.proxy.enabled for config in read] == [False, True, False]
+    assert read[2].zone == "rack-12"
 
 
 def directives(unit: Path) -> dict[str, str]:

@@ -95,24 +95,27 @@ class MirrorRoutes:
         self._log = Log("peer.shell.mirror")
         self.counters = MirrorCounters()
 
-    async def answer(self, http: web.Request, listener: str) -> web.StreamResponse:
+    async def answer(
+        self, http: web.Request, listener: str, *, fixed: bool = False
+    ) -> web.StreamResponse:
         """Any request. `listener`: the registry that whoever listens here stands for, "" if
-        several."""
+        several. `fixed`: it was asked for by its own address, so that neither a path nor a query
+        names another one."""
         self.counters.requests += 1
         if LOOP_HEADER in http.headers:
             return refusal(508, "UNSUPPORTED", "this request has passed a mirror already: a loop")
         if http.method not in READING and self._writes is None:
             return refusal(405, "UNSUPPORTED", "this mirror is for reading: see mirror.writes")
         try:
-            written = await self._written(http, listener)
+            written = await self._written(http, listener, fixed=fixed)
             if written is not None:
                 return written
             if http.path in ("/v2/", "/v2"):
                 return await self._ping(http, listener)
-            asked = parse_path(http.path, self._upstreams.names)
+            asked = parse_path(http.path, self._prefixes(fixed))
             if asked is None:
                 return refusal(404, "NAME_INVALID", "no path of the distribution protocol")
-            request = self._request(http, asked, listener)
+            request = self._request(http, asked, listener, fixed=fixed)
             if asked.place == "blobs" and asked.reference.startswith(f"{SWARM_ALGORITHM}:"):
                 return await self._blob(request)
             if asked.place == "manifests":
@@ -123,15 +126,24 @@ class MirrorRoutes:
         except UpstreamFailedError as error:
             return refusal(503, "UNAVAILABLE", str(error))
 
-    def _request(self, http: web.Request, asked: Asked, listener: str) -> MirrorRequest:
-        header, namespace = http.headers.get("X-Dragonfly-Registry", ""), http.query.get("ns", "")
+    def _prefixes(self, fixed: bool) -> frozenset[str]:
+        """Registries that a path may name."""
+        return frozenset() if fixed else self._upstreams.names
+
+    def _request(
+        self, http: web.Request, asked: Asked, listener: str, *, fixed: bool
+    ) -> MirrorRequest:
+        header = http.headers.get("X-Dragonfly-Registry", "")
+        namespace = "" if fixed else http.query.get("ns", "")
         upstream = self._upstreams.choose(
             header=header, namespace=namespace, prefix=asked.registry, listener=listener
         )
         told = bool(header or namespace or asked.registry)
         return MirrorRequest(http, asked, upstream, upstream.name if told else "")
 
-    async def _written(self, http: web.Request, listener: str) -> web.StreamResponse | None:
+    async def _written(
+        self, http: web.Request, listener: str, *, fixed: bool
+    ) -> web.StreamResponse | None:
         """The answer to a request that writes, or goes where a registry sent its client; None for
         any other."""
         if self._writes is None:
@@ -140,12 +152,12 @@ class MirrorRoutes:
         if (sealed := self._locations.opened(path)) is not None:
             upstream = self._upstreams.choose(prefix=sealed[0])
             return await self._writes.pass_on(http, upstream, sealed[1], query, upstream.name)
-        asked = asked_to_write(http.method, path, self._upstreams.names)
+        asked = asked_to_write(http.method, path, self._prefixes(fixed))
         if asked is None:
             if http.method in READING:
                 return None
             return refusal(405, "UNSUPPORTED", f"nothing takes {http.method} at this path")
-        request = self._request(http, asked, listener)
+        request = self._request(http, asked, listener, fixed=fixed)
         return await self._writes.write(http, request.upstream, asked, _query(http), request.named)
 
     def _changed(self, upstream: Upstream, repository: str, digest: str) -> None:

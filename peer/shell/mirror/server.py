@@ -87,6 +87,12 @@ class RegistryMirror:
             f"mirror_{name}_total": value for name, value in asdict(self._routes.counters).items()
         }
 
+    async def answer(
+        self, request: web.Request, registry: str, *, fixed: bool
+    ) -> web.StreamResponse:
+        """Answers a request that came to somebody else; see `MirrorRoutes.answer`."""
+        return await self._routes.answer(request, registry, fixed=fixed)
+
     async def start(self) -> None:
         """Listens. Raises UsageError."""
         await self._relay.start()

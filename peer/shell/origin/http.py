@@ -30,7 +30,9 @@ from peer.shell.origin.http_answer import Answer, check_same, read_answer
 from peer.shell.origin.http_body import HttpBody
 from peer.shell.origin.http_errors import RAISED, translate
 from peer.shell.origin.internal import InternalHosts
+from peer.shell.origin.places import PlaceRules
 from peer.shell.origin.request import OriginRequest
+from peer.shell.origin.resolving import CheckedResolver, PlaceRefusedError
 from peer.shell.urls import place_of, redirect_url
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.limits import KIB
@@ -95,10 +97,9 @@ class HttpOrigin:
     ) -> None:
         self._options = options
         self._wall_clock = wall_clock
-        self._session: aiohttp.ClientSession | None = None
-        self._redirected: aiohttp.ClientSession | None = None
-        """For where redirects lead, with connections of its own: one that a user was let make must
-        not serve a redirect."""
+        self._sessions: dict[PlaceRules | None, aiohttp.ClientSession] = {}
+        """By where they may lead: a connection that a user was let make must not serve a
+        redirect."""
         self._closed = False
         self._parked: OrderedDict[OriginRequest, tuple[_Good, asyncio.TimerHandle]] = OrderedDict()
         self._ssl_contexts: OrderedDict[tuple[Path | None, str], ssl.SSLContext] = OrderedDict()
@@ -168,9 +169,8 @@ class HttpOrigin:
         self._closed = True
         while self._parked:
             self._unpark(next(iter(self._parked)))
-        for session in (self._session, self._redirected):
-            if session is not None:
-                await session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     # ------------------------------------------------------------ asking
 
@@ -212,18 +212,31 @@ class HttpOrigin:
     async def _send(
         self, url: str, host: str, headers: CIMultiDict[str], request: OriginRequest
     ) -> aiohttp.ClientResponse:
-        # The host and port that a user or an operator named is theirs to name, wherever it is.
-        named = place_of(url)[1:] == place_of(request.url)[1:]
-        named = named or self._options.internal_hosts.names(url)
+        places = self._places_of(url, request)
+        # A name is judged when it is resolved; an address is never resolved.
+        if places is not None and not places.allows_host(*place_of(url)[1:]):
+            raise _refused(host, request)
         try:
-            return await self._open_session(named).get(
+            return await self._open_session(places).get(
                 URL(url, encoded=True),
                 headers=headers,
                 allow_redirects=False,
                 ssl=await self._ssl(request),
             )
         except RAISED as error:
+            if isinstance(getattr(error, "os_error", None), PlaceRefusedError):
+                raise _refused(host, request) from None
             raise self._translated(error, host) from None
+
+    def _places_of(self, url: str, request: OriginRequest) -> PlaceRules | None:
+        """Where a URL may lead; None: anywhere. The host and port that a user or an operator named
+        is theirs to name."""
+        if request.places is not None:
+            return request.places
+        named = place_of(url)[1:] == place_of(request.url)[1:]
+        if named or self._options.internal_hosts.names(url):
+            return None
+        return self._options.internal_hosts.places
 
     async def _redirect_target(self, url: str, host: str, response: aiohttp.ClientResponse) -> str:
         location = response.headers.get("Location")
@@ -348,24 +361,22 @@ class HttpOrigin:
 
     # ------------------------------------------------------------ session and TLS
 
-    def _open_session(self, named: bool) -> aiohttp.ClientSession:
+    def _open_session(self, places: PlaceRules | None) -> aiohttp.ClientSession:
         if self._closed:
             raise OriginError(Reason.SHUTTING_DOWN, "the daemon is shutting down")
-        if named:
-            self._session = self._session or self._new_session(None)
-            return self._session
-        guard = self._options.internal_hosts.socket_for
-        self._redirected = self._redirected or self._new_session(guard)
-        return self._redirected
+        session = self._sessions.get(places)
+        if session is None:
+            session = self._sessions[places] = self._new_session(places)
+        return session
 
-    def _new_session(self, socket_for: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession:
+    def _new_session(self, places: PlaceRules | None) -> aiohttp.ClientSession:
         options = self._options
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=options.connections_total,
                 limit_per_host=options.connections_per_host,
                 keepalive_timeout=options.idle_timeout_s,
-                socket_factory=socket_for,
+                resolver=None if places is None else CheckedResolver(places),
             ),
             timeout=aiohttp.ClientTimeout(
                 total=None,
@@ -400,6 +411,16 @@ class HttpOrigin:
         else:
             self._ssl_contexts.move_to_end(key)
         return context
+
+
+def _refused(host: str, request: OriginRequest) -> OriginError:
+    if request.places is not None:
+        return OriginError(Reason.ORIGIN_FORBIDDEN, f"{host} is at an address that is not allowed")
+    return OriginError(
+        Reason.ORIGIN_INVALID,
+        f"a redirect leads to {host}, which is at an internal address: refused; list it in "
+        "origin.internal_hosts if that is meant",
+    )
 
 
 def _ssl_context(ca_files: list[Path], authorities: str) -> ssl.SSLContext:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from peer.shell.origin.places import PlaceRules
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OriginRequest:
@@ -16,7 +18,8 @@ class OriginRequest:
 
     `headers` are the user's own, in order; all of them count as credentials when a redirect leads
     to another host. `ca_file` names PEM certificates trusted beside the system's own, `authorities`
-    has such certificates as text.
+    has such certificates as text. `places` bounds where it may lead, redirects too, for a user who
+    is not trusted with every address.
     """
 
     url: str
@@ -24,6 +27,7 @@ class OriginRequest:
     insecure_skip_verify: bool = False
     ca_file: Path | None = None
     authorities: str = ""
+    places: PlaceRules | None = None
 
     def __repr__(self) -> str:
         """URL without secrets and the names of the headers."""
