@@ -242,6 +242,13 @@ def _body(
     }
 
 
+def _client(options: argparse.Namespace, timeout_ms: int) -> LocalClient:
+    deadline_s = None
+    if timeout_ms:
+        deadline_s = time.monotonic() + timeout_ms / 1000 + DAEMON_GRACE_S
+    return LocalClient(socket_path(options.endpoint), deadline_s)
+
+
 def _fetch(
     options: argparse.Namespace, body: dict[str, Any], plan: PullPlan, right: _Right
 ) -> Outcome:
@@ -272,10 +279,7 @@ def _fetch(
             plan.state.save()
             saved_s = time.monotonic()
 
-    deadline_s = None
-    if body["timeout_ms"]:
-        deadline_s = time.monotonic() + body["timeout_ms"] / 1000 + DAEMON_GRACE_S
-    client = LocalClient(socket_path(options.endpoint), deadline_s)
+    client = _client(options, body["timeout_ms"])
 
     def tell(event: dict[str, Any]) -> None:
         # The name of a running download is for its client alone.
@@ -301,9 +305,7 @@ def _fetch(
             download_alone(
                 options, body, outputs, outcome, bar,
                 root=plan.work / "store",
-                download=functools.partial(
-                    download_standalone, renew=right.renew
-                ),
+                download=functools.partial(download_standalone, renew=right.renew),
             )  # fmt: skip
         else:
             let_daemon_download(client, options, body, outputs, outcome, bar)
