@@ -148,7 +148,7 @@ class LocalDownloads:
         self._requests: dict[tuple[SourceId, str], tuple[OriginRequest, int]] = {}
         self._last_download = 0
         self._by_task: dict[TaskId, list[tuple[Running, Wanted]]] = {}
-        self.reading = ContentReading(store, offload)
+        self.reading = ContentReading(store, offload, clock, driver.post)
         """For contents that are read while they arrive."""
         self._display: dict[str, str] = {}
         """Where each task was last asked from, for people; bounded like the tasks shown."""
@@ -257,9 +257,14 @@ class LocalDownloads:
         match effect:
             case fx.SourceResolved():
                 self._resolved(effect)
-            case fx.PrefixReadable():
+            case fx.PiecesReadable():
                 for running, wanted in self._by_task.get(effect.task_id, ()):
-                    wanted.readable_bytes = effect.up_to_bytes
+                    wanted.readable |= effect.pieces
+                    running.change()
+            case fx.PiecesRevoked():
+                for running, wanted in self._by_task.get(effect.task_id, ()):
+                    wanted.readable &= ~effect.pieces
+                    wanted.revoked += 1
                     running.change()
             case fx.SourceEnded():
                 self._source_ended(effect)
@@ -275,6 +280,7 @@ class LocalDownloads:
         _, _, origin_bytes, peer_bytes = self._driver.engine.progress(effect.descriptor.task_id)
         for wanted in running.wanted[effect.source_id]:
             wanted.descriptor = effect.descriptor
+            wanted.size_bytes = effect.descriptor.geometry.size_bytes
             self._by_task.setdefault(effect.descriptor.task_id, []).append((running, wanted))
             self._display[effect.descriptor.task_id] = wanted.source.display_url
             if len(self._display) > DISPLAY_URLS_MAX:
@@ -302,7 +308,7 @@ class LocalDownloads:
             else:
                 assert wanted.descriptor is not None
                 size, _, _ = self._driver.engine.sealed_content(wanted.descriptor.task_id)
-                wanted.readable_bytes, wanted.whole = size, True
+                wanted.size_bytes, wanted.whole = size, True
                 running.change()
                 running.deliveries += 1
                 self._supervisor.spawn(self._deliver(running, wanted), "deliver")

@@ -61,7 +61,12 @@ class Relay:
     """Connections to registries. Must be used on one event loop; `close` it at the end."""
 
     def __init__(self, *, ca_file: Path | None = None) -> None:
-        self._ca_file = ca_file
+        # True: the system's certificates, which aiohttp has in memory. Reading them again would
+        # hold up the first client for longer than its first bytes take.
+        self._ssl: ssl.SSLContext | bool = True
+        if ca_file is not None:
+            self._ssl = ssl.create_default_context()
+            self._ssl.load_verify_locations(ca_file)
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -98,11 +103,8 @@ class Relay:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            context = ssl.create_default_context()
-            if self._ca_file is not None:
-                context.load_verify_locations(self._ca_file)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=self._ssl),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
                 ),
