@@ -226,6 +226,7 @@ class PeerDaemon:
             start=node.downloads.start,
             unready=self.not_ready,
             clock=self._clock,
+            is_here=node.downloads.is_here,
         )
 
     def _addresses(self, node: PeerNode) -> dict[str, Any]:

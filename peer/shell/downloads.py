@@ -158,6 +158,10 @@ class LocalDownloads:
         found = self._requests.get((source_id, credential))
         return found[0] if found is not None else None
 
+    def is_here(self, digest: str) -> bool:
+        """Whether a content with this digest is held, whole and right."""
+        return self._driver.engine.sealed_content(task_of_digest(digest, None))[2]
+
     # ------------------------------------------------------------ starting
 
     def start(self, request: DownloadRequest) -> RunningDownload:
@@ -258,14 +262,14 @@ class LocalDownloads:
             case fx.SourceResolved():
                 self._resolved(effect)
             case fx.PiecesReadable():
-                for running, wanted in self._by_task.get(effect.task_id, ()):
+                for _, wanted in self._by_task.get(effect.task_id, ()):
                     wanted.readable |= effect.pieces
-                    running.change()
+                    wanted.change()
             case fx.PiecesRevoked():
-                for running, wanted in self._by_task.get(effect.task_id, ()):
+                for _, wanted in self._by_task.get(effect.task_id, ()):
                     wanted.readable &= ~effect.pieces
                     wanted.revoked += 1
-                    running.change()
+                    wanted.change()
             case fx.SourceEnded():
                 self._source_ended(effect)
             case fx.DownloadEnded():
@@ -285,6 +289,7 @@ class LocalDownloads:
             self._display[effect.descriptor.task_id] = wanted.source.display_url
             if len(self._display) > DISPLAY_URLS_MAX:
                 self._display.pop(next(iter(self._display)))
+            wanted.change()
             wanted.origin_bytes_before = origin_bytes
             wanted.peer_bytes_before = peer_bytes
             running.queue.put_nowait(
@@ -295,7 +300,6 @@ class LocalDownloads:
                     digest=effect.descriptor.digest,
                 )
             )
-        running.change()
 
     def _source_ended(self, effect: fx.SourceEnded) -> None:
         running = self._running.get(effect.download_id)
@@ -309,7 +313,7 @@ class LocalDownloads:
                 assert wanted.descriptor is not None
                 size, _, _ = self._driver.engine.sealed_content(wanted.descriptor.task_id)
                 wanted.size_bytes, wanted.whole = size, True
-                running.change()
+                wanted.change()
                 running.deliveries += 1
                 self._supervisor.spawn(self._deliver(running, wanted), "deliver")
 

@@ -50,6 +50,16 @@ class Wanted:
     size_bytes: int | None = None
     """Once it is known: for some contents at their end alone."""
     failed: DownloadError | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def change(self) -> None:
+        """Wakes its readers: those of the download's other contents have no news."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def next_change(self) -> None:
+        """Returns at the next news of it."""
+        await self._changed.wait()
 
 
 @dataclass(slots=True)
@@ -64,16 +74,12 @@ class Running:
     failed: Failed | None = None
     ended: bool = False
     closed: bool = False
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self) -> None:
-        """Wakes all who wait for news of it."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def next_change(self) -> None:
-        """Returns at the next news."""
-        await self._changed.wait()
+        """Wakes the readers of all its contents."""
+        for group in self.wanted.values():
+            for wanted in group:
+                wanted.change()
 
     def of_index(self, index: int) -> Wanted:
         """What its request's URL of that number became."""
@@ -159,7 +165,7 @@ class RunningContent:
         """What the content was found to be. Waits until that is known. Raises DownloadError."""
         while self._wanted.descriptor is None:
             self._running.raise_failure(self._wanted)
-            await self._running.next_change()
+            await self._wanted.next_change()
         return self._wanted.descriptor
 
     async def chunks(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -214,7 +220,7 @@ class RunningContent:
                     return
                 else:
                     place.wait_at(position)
-                    await self._running.next_change()
+                    await wanted.next_change()
         finally:
             place.leave()
 

@@ -14,8 +14,8 @@ from shoal.wire.errors import ShoalError
 
 BUFFER_BYTES: Final = 256 * 1024
 HEAD_BYTES_MAX: Final = 64 * 1024
-TIMEOUT_S: Final = 60.0
-"""The longest silence."""
+TIMEOUT_S: Final = 300.0
+"""The longest silence: a crowd on a slow machine has its turns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,7 +243,8 @@ class MirrorRoutes:
         )
         self.counters.blobs += 1
         try:
-            async with self._pulls.reading(pull, blob, request.authorization) as content:
+            part = "Range" in request.http.headers
+            async with self._pulls.reading(pull, blob, request.authorization, part=part) as content:
                 return await self._send(request, pull, content)
         except (DownloadError, UsageError) as error:
             if isinstance(error, UsageError):
@@ -253,7 +254,7 @@ class MirrorRoutes:
 
     def _failed(self, pull: Pull, blob: str, error: DownloadError) -> None:
         self.counters.failed += 1
-        self._pulls.fails(pull)
+        self._pulls.fails(pull, blob)
         if error.reason is Reason.DIGEST_MISMATCH:
             self._false[blob] = (self._clock.now_ns() + FALSE_NS, error)
             self._false.move_to_end(blob)

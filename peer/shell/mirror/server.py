@@ -49,6 +49,7 @@ class RegistryMirror:
         start: Callable[[DownloadRequest], Collection],
         unready: Callable[[], str],
         clock: Clock,
+        is_here: Callable[[str], bool] = lambda digest: False,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._options = options
@@ -57,7 +58,7 @@ class RegistryMirror:
             if name not in self._upstreams.names:
                 raise UsageError(f"{endpoint}={name}: list {name} among mirror.upstreams")
         self._relay = Relay(ca_file=options.ca_file)
-        self._pulls = Pulls(start)
+        self._pulls = Pulls(start, is_here)
         self._routes = MirrorRoutes(
             upstreams=self._upstreams,
             relay=self._relay,
