@@ -222,6 +222,11 @@ class OriginReads:
             if not busy:
                 self._finish(right, None)
             return
+        if urgent := right.pieces & task.urgent & ~task.reading_mask:
+            first = bitfield.lowest(urgent)
+            count = bitfield.prefix((right.pieces & ~task.reading_mask) >> first)
+            if not self._start(right, task, first, count, urgent=True):
+                return
         for first, count in bitfield.ranges(right.pieces & ~task.reading_mask):
             if self._running() and self._ahead_units(task) >= AHEAD_UNITS_MAX:
                 return  # It is looked at again when a read ends.

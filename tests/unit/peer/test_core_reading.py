@@ -152,6 +152,15 @@ def test_alone_nothing_is_read_twice_for_a_reader() -> None:
         pieces |= mask
 
 
+def test_of_a_lease_what_somebody_waits_for_is_read_first() -> None:
+    rig = streaming(pieces=64)
+    rig.plan("")
+    waits(rig, 24)
+    rig.lease(16, 16)
+    reads = [(read.first_piece, read.piece_count) for read in rig.of(fx.ReadOrigin)]
+    assert reads == [(24, 8), (16, 8)]
+
+
 def test_by_plan_what_somebody_waits_for_is_pulled_from_whoever_holds_it() -> None:
     rig = streaming(pieces=64)
     rig.directory("h0", "h1")
