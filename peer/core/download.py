@@ -355,6 +355,7 @@ class TaskKeeper:
             return
         told, task.told = task.told, 0
         self._outbox.lost(task, task.held)
+        self._revoke(task, task.readable)
         task.held = task.confirmed = 0
         task.records.clear()
         task.suppliers.clear()
@@ -388,14 +389,18 @@ class TaskKeeper:
             task.records.pop(piece, None)
             task.suppliers.pop(piece, None)
         self._state.emit(DropPieces(task_id=task.task_id, pieces=gone))
-        if revoked := task.readable & gone:
-            task.readable &= ~gone
-            self._state.emit(PiecesRevoked(task_id=task.task_id, pieces=revoked))
+        self._revoke(task, task.readable & gone)
         self._withdraw(task, told)
         if geometry.offset_bytes(bitfield.lowest(gone)) < task.hashed_to_bytes:
             task.hash_attempt += 1
             task.hashed_to_bytes = 0
             task.computed_digest = ""
+
+    def _revoke(self, task: Task, pieces: int) -> None:
+        """Readers may have been given bytes that are not to be trusted."""
+        if pieces:
+            task.readable &= ~pieces
+            self._state.emit(PiecesRevoked(task_id=task.task_id, pieces=pieces))
 
     def new_epoch(self, task: Task, epoch: int) -> None:
         """The scheduler voided the present epoch: drop everything and open the next one."""
