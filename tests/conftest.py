@@ -40,6 +40,12 @@ def require_root() -> None:
         _missing("needs root")
 
 
+def require_that(there: bool, what: str) -> None:
+    """Skips the calling test (fails it under CI) unless something is there; says what is not."""
+    if not there:
+        _missing(what)
+
+
 def _missing(what: str) -> NoReturn:
     if on_ci():
         pytest.fail(f"{what}, and CI=true promises a complete machine", pytrace=False)

@@ -5,7 +5,6 @@ the whole content; `shoal get` on a peer that must read the origin; `shoal get` 
 that gets everything from the first.
 """
 
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.real.machine import cpu_seconds, peak_rss_bytes
+from benchmarks.real.machine import children_cpu_s, cpu_seconds, peak_rss_bytes
 from benchmarks.real.site import Peer, Site, get_command, run_quietly, running_site
 from peer.cli.demo import make_content
 from shoal.wire.errors import ShoalError
@@ -73,19 +72,13 @@ def measure(directory: Path, size_bytes: int, tell: Callable[[str], None]) -> di
 def _timed(name: str, site: Site, run: Callable[[], None]) -> Row:
     """Runs something and takes every process's CPU time while it ran."""
     before = {process: cpu_seconds(pid) for process, pid in site.pids.items()}
-    client_before = _children_cpu_s()
+    client_before = children_cpu_s()
     began = time.monotonic()
     run()
     seconds = time.monotonic() - began
     used = {process: cpu_seconds(pid) - before[process] for process, pid in site.pids.items()}
-    used["client"] = _children_cpu_s() - client_before
+    used["client"] = children_cpu_s() - client_before
     return Row(name, seconds, {key: value for key, value in used.items() if value > 0.0})
-
-
-def _children_cpu_s() -> float:
-    """CPU time of commands that have ended; the site's processes still run."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _curl(site: Site, *, with_digest: bool) -> Row:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,20 @@ def cpu_seconds(pid: int) -> float:
     # The name in parentheses may hold spaces; the fields that count come behind it.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def children_cpu_s() -> float:
+    """CPU time of commands that this process ran and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def busy_seconds() -> float:
+    """CPU time of all processes and the kernel so far, all cores together (proc(5), `/proc/stat`);
+    what a hypervisor gave to others counts too."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _wait, interrupts, soft_interrupts, stolen = fields
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICKS_PER_S
 
 
 def peak_rss_bytes(pid: int) -> int:

@@ -79,16 +79,17 @@ def running_site(directory: Path, peer_count: int) -> Iterator[Site]:
             Peer(each.name, each.process.pid, Path(each.facts()["socket"])) for each in started
         )
         for peer in peers:
-            _wait_connected(peer)
+            wait_connected(peer.name, peer.socket)
         yield Site(directory, origin, scheduler.process.pid, peers)
 
 
-def _wait_connected(peer: Peer) -> None:
-    client = LocalClient(peer.socket)
+def wait_connected(name: str, endpoint: Path) -> None:
+    """Until a peer has its session with the scheduler. Raises ShoalError after too long."""
+    client = LocalClient(endpoint)
     end = time.monotonic() + CONNECT_TIMEOUT_S
     while not client.get_json("/v1/status")["scheduler_connected"]:
         if time.monotonic() > end:
-            raise ShoalError(f"{peer.name} did not reach the scheduler")
+            raise ShoalError(f"{name} did not reach the scheduler")
         time.sleep(0.01)
 
 

@@ -6,15 +6,13 @@ removed when the file is there or when nothing of it ever arrived.
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peer.cli.held_state import held_state
 from peer.cli.outcome import Outcome, disk_reason
 from peer.shell.api_json import decode_request, encode_event
 from peer.shell.standalone import download_standalone
@@ -36,29 +34,6 @@ def state_root(outputs: list[Path | None]) -> Path:
     return Path(cache) / "shoal" / f"stream-{os.getpid()}"
 
 
-@contextlib.contextmanager
-def held_state(root: Path) -> Iterator[None]:
-    """Makes the directory and keeps other processes out of it. Raises UsageError if one is in it
-    already, or if it cannot be made."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(
-            f"{root}: {error.strerror}: the state of a download is kept there"
-        ) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another shoal get or shoal pull is writing there ({root} is in use)"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def download_alone(
     options: argparse.Namespace,
     body: dict[str, Any],
@@ -76,15 +51,18 @@ def download_alone(
         request = decode_request(body)
         schedulers = tuple(str(parse_endpoint(each)) for each in options.scheduler)
         root = root or state_root(outputs)
+        resumes = root.exists()
         with held_state(root):
             try:
                 _run(request, schedulers, root, outcome, bar, download)
             except UsageError as error:
                 outcome.fail("usage", str(error))
             finally:
-                # A failed download keeps its pieces for the next try; nobody resumes a stream.
+                # A failed download keeps its pieces for the next try, and those of the one before
+                # it, which it may not even have looked at; nobody resumes a stream.
                 arrived = outcome.received_bytes or outcome.origin_bytes or outcome.peer_bytes
-                if outcome.ok or outputs == [None] or (outcome.reason and not arrived):
+                left = bool(outcome.reason) and not arrived and not resumes
+                if outcome.ok or outputs == [None] or left:
                     shutil.rmtree(root, ignore_errors=True)
     except UsageError as error:
         outcome.fail("usage", str(error))

@@ -45,8 +45,9 @@ class Processes:
                 process.kill()
                 process.wait()
 
-    def start(self, name: str, *arguments: str) -> "Started":
-        """Starts a module of this project as a process; its last argument is its ready file."""
+    def start(self, name: str, *arguments: str, within: tuple[str, ...] = ()) -> "Started":
+        """Starts a module of this project as a process; its last argument is its ready file.
+        `within` is a command that runs another one somewhere else: in a network namespace."""
         ready = self._directory / f"{name}.ready"
         log = self._directory / f"{name}.log"
         # Neither a proxy nor the settings of a real daemon on this machine must get in.
@@ -57,7 +58,7 @@ class Processes:
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments, str(ready)],
+                [*within, sys.executable, "-m", *arguments, str(ready)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

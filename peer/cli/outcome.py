@@ -75,6 +75,8 @@ class Outcome:
         self.received_bytes = 0
         self.size_bytes: int | None = None
         self.rate_bytes_s = 0
+        self.file_bytes: dict[int, int] = {}
+        """By index: how many bytes are there, of files that are under way."""
         self.ready: dict[int, str] = {}
         """By index: where the API gives a content that the client has to write itself."""
 
@@ -87,6 +89,8 @@ class Outcome:
                 known.size_bytes = event["size"]
                 known.digest = event["digest"] or known.digest
                 known.how = event.get("how", known.how)
+                if event["event"] != "resolved":
+                    self.file_bytes.pop(event["index"], None)
                 if event["event"] == "ready":
                     self.ready[event["index"]] = event["content"]
             case "progress":
@@ -95,6 +99,7 @@ class Outcome:
                 self.origin_bytes = event["origin_bytes"]
                 self.peer_bytes = event["peer_bytes"]
                 self.rate_bytes_s = event["rate"]
+                self.file_bytes.update(event.get("files", ()))
             case "done":
                 self.ok = True
                 self.size_bytes = self.received_bytes = event["size"]

@@ -1,7 +1,9 @@
-"""The progress bar of `shoal get`: shown only to a person, and only for what takes a while."""
+"""The progress bars of `shoal get` and `shoal pull`: shown only to a person, and only for what
+takes a while. One for everything, and one each for a few of the files that are under way."""
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,11 +16,24 @@ SHOW_AFTER_S: Final = 0.3
 """Loading the display costs a tenth of a second: not for what is over by then."""
 
 
+FILES_SHOWN_MAX: Final = 8
+"""What is under way at once may be hundreds of files; a terminal has some twenty lines."""
+
+NAME_CHARACTERS_MAX: Final = 40
+
+
 class Bar:
-    """Follows an `Outcome`; `update()` after each event. `verbose` writes a line for each."""
+    """Follows an `Outcome`; `update()` after each event. `verbose` writes a line for each. `names`
+    are the files', in order, if each is to have a bar of its own."""
 
     def __init__(
-        self, title: str, outcome: "Outcome", *, wanted: bool, verbose: bool = False
+        self,
+        title: str,
+        outcome: "Outcome",
+        *,
+        wanted: bool,
+        verbose: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
         self._title = title
         self._outcome = outcome
@@ -27,6 +42,8 @@ class Bar:
         self._began = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._names = names
+        self._rows: dict[int, TaskID] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +70,36 @@ class Bar:
             total=outcome.size_bytes,
             share=share,
         )
+
+        if self._names:
+            self._update_files(self._progress)
+
+    def _update_files(self, progress: "Progress") -> None:
+        """Shows the first few files that are under way; a bar stays with its file."""
+        outcome = self._outcome
+        sizes = {
+            index: size
+            for index, done in outcome.file_bytes.items()
+            if (size := outcome.files[index].size_bytes) and 0 < done < size
+        }
+        from rich.markup import escape
+
+        for index in [index for index in self._rows if index not in sizes]:
+            progress.remove_task(self._rows.pop(index))
+        for index in sorted(sizes):
+            if index in self._rows:
+                progress.update(self._rows[index], completed=outcome.file_bytes[index])
+            elif len(self._rows) < FILES_SHOWN_MAX:
+                name = self._names[index]
+                if len(name) > NAME_CHARACTERS_MAX:
+                    name = f"…{name[1 - NAME_CHARACTERS_MAX :]}"
+                self._rows[index] = progress.add_task(
+                    escape(name), total=sizes[index], completed=outcome.file_bytes[index], share=""
+                )
+
+    def titles(self) -> list[str]:
+        """What each bar that is shown is of."""
+        return [task.description for task in self._progress.tasks] if self._progress else []
 
     def rename(self, title: str) -> None:
         """Shows another title from now on."""

@@ -2,8 +2,8 @@
 by itself.
 
 Asks the registry for the manifest, and gives all layers that are missing to one download, like
-`shoal get` does. A right that runs out on the way is asked for again. What is whole stays; the same
-command goes on from there.
+`shoal get` does. A right that runs out on the way is asked for again while the download goes on.
+What is whole stays; the same command goes on from there.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from peer.cli.alone import download_alone, held_state
 from peer.cli.get import DAEMON_GRACE_S, is_alone, let_daemon_download
 from peer.cli.get_options import UsageProblem, display, timeout_of
+from peer.cli.held_state import held_state
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 from peer.cli.outcome import FileOutcome, Outcome, disk_reason
 from peer.cli.progress import Bar
-from peer.cli.pull_options import parser, platform_of, registry_client
+from peer.cli.pull_options import authorities_of, parser, platform_of, registry_client
 from peer.cli.pull_plan import PullPlan
 from peer.shell.api_types import DownloadError
 from peer.shell.oci.layers import Packing
@@ -31,31 +31,69 @@ from peer.shell.oci.manifest import Manifest
 from peer.shell.oci.paths import STATE_NAME, patterns
 from peer.shell.oci.reference import Reference, parse_reference
 from peer.shell.oci.tree import Tree
-from peer.shell.standalone import download_standalone
 from shoal.wire.errors import UsageError
 
-FRESH_RIGHTS_MAX: Final = 1000
-"""A download of a day with rights of two minutes; most must bring bytes."""
-
-FRUITLESS_MAX: Final = 3
-"""So many rights in a row that brought nothing: another one will not either."""
+UNWATCHED_PROGRESS_MS: Final = 2000
+"""How often to be told how far it is when nobody looks."""
 
 SAVE_EVERY_S: Final = 1.0
 """How often the state is written while files arrive; what it lacks is looked at again."""
 
 
 class _Arrivals(Outcome):
-    """An outcome that tells which file has arrived, and adds up over several tries."""
+    """An outcome that tells which file has arrived, and which daemon's download needs a right."""
 
-    def __init__(self, files: list[FileOutcome], on_delivered: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        files: list[FileOutcome],
+        on_delivered: Callable[[int], None],
+        on_unauthorized: Callable[[str], None],
+        on_event: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
         super().__init__(files)
+        self._on_event = on_event
         self._on_delivered = on_delivered
+        self._on_unauthorized = on_unauthorized
 
     def take(self, event: dict[str, Any]) -> None:
         """One event of the local API."""
         super().take(event)
+        if self._on_event is not None:
+            self._on_event(event)
         if event["event"] == "delivered":
             self._on_delivered(event["index"])
+        elif event["event"] == "unauthorized" and "download" in event:
+            self._on_unauthorized(event["download"])
+
+
+class _Right:
+    """Fresh rights to read the repository's blobs, for when the one at hand has run out."""
+
+    def __init__(self, options: argparse.Namespace, reference: Reference, digest: str) -> None:
+        self._options = options
+        self._reference = reference
+        self._digest = digest
+        self.problem: DownloadError | UsageError | None = None
+        """Why there was no fresh one."""
+
+    async def renew(self) -> str | None:
+        """A fresh one; None if the registry or the user's credentials refuse."""
+        try:
+            async with registry_client(self._options) as client:
+                return await client.authorization(self._reference, self._digest, fresh=True)
+        except (DownloadError, UsageError) as error:
+            self.problem = error
+            return None
+
+    def renew_at(self, client: LocalClient, download: str) -> None:
+        """Gives a daemon's download a fresh one. Raises DaemonError."""
+        body = {"authorization": asyncio.run(self.renew())}
+        try:
+            client.request("POST", f"/v1/downloads/{download}/authorization", body).close()
+        except DaemonError as error:
+            # Its end was on the way already.
+            if error.reason != "unknown-download":
+                raise
 
 
 class _Result:
@@ -66,15 +104,7 @@ class _Result:
         self.output = output
         self.digest: str | None = None
         self.plan: PullPlan | None = None
-        self.origin_bytes = 0
-        self.peer_bytes = 0
         self.end = Outcome([])
-
-    def add(self, outcome: Outcome) -> None:
-        """One try is over."""
-        self.origin_bytes += outcome.origin_bytes
-        self.peer_bytes += outcome.peer_bytes
-        self.end = outcome
 
     def as_json(self, seconds: float) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -87,8 +117,8 @@ class _Result:
             "reason": self.end.reason or None,
             "detail": self.end.detail,
             "seconds": round(seconds, 4),
-            "origin_bytes": self.origin_bytes,
-            "peer_bytes": self.peer_bytes,
+            "origin_bytes": self.end.origin_bytes,
+            "peer_bytes": self.end.peer_bytes,
         }
 
 
@@ -114,7 +144,9 @@ def run(_name: str, arguments: Sequence[str]) -> int:
 
 
 def _print(options: argparse.Namespace, result: _Result, seconds: float) -> None:
-    if options.json:
+    if options.events:
+        _print_event({"event": "result", **result.as_json(seconds)})
+    elif options.json:
         sys.stdout.write(json.dumps(result.as_json(seconds)) + "\n")
     elif result.end.ok and not options.quiet and result.plan is not None:
         for layer in result.plan.layers:
@@ -122,6 +154,11 @@ def _print(options: argparse.Namespace, result: _Result, seconds: float) -> None
                 sys.stdout.write(f"{Path(options.output) / path}  {layer.descriptor.digest}\n")
     if not result.end.ok:
         sys.stderr.write(f"shoal pull: {result.end.reason}: {result.end.detail}\n")
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 def _pull(options: argparse.Namespace, result: _Result) -> None:
@@ -140,7 +177,12 @@ def _pull(options: argparse.Namespace, result: _Result) -> None:
         plan.prepare()
         try:
             if plan.missing:
-                _fetch_all(options, reference, plan, right, timeout_ms, result)
+                result.end = _fetch(
+                    options,
+                    _body(options, reference, plan, right, timeout_ms),
+                    plan,
+                    _Right(options, reference, plan.missing[0].descriptor.digest),
+                )
             else:
                 result.end.ok = True
         finally:
@@ -162,41 +204,10 @@ async def _ask(options: argparse.Namespace, reference: Reference) -> tuple[Manif
         return manifest, await client.authorization(reference, manifest.config.digest)
 
 
-async def _ask_again(options: argparse.Namespace, reference: Reference, digest: str) -> str | None:
-    async with registry_client(options) as client:
-        return await client.authorization(reference, digest, fresh=True)
-
-
 def _clean(work: Path) -> None:
     """Removes what a killed pull had only half written."""
     for part in work.glob("*.part"):
         part.unlink()
-
-
-def _fetch_all(
-    options: argparse.Namespace,
-    reference: Reference,
-    plan: PullPlan,
-    right: str | None,
-    timeout_ms: int,
-    result: _Result,
-) -> None:
-    """Fetches what is missing, with a fresh right whenever the one at hand has run out."""
-    best_bytes = fruitless = 0
-    missing_count = len(plan.missing)
-    digest = plan.missing[0].descriptor.digest
-    for _ in range(FRESH_RIGHTS_MAX):
-        outcome = _fetch(options, _body(options, reference, plan, right, timeout_ms), plan)
-        result.add(outcome)
-        if outcome.ok or outcome.reason != "origin-unauthorized":
-            return
-        fewer = len(plan.missing) < missing_count
-        missing_count = len(plan.missing)
-        fruitless = 0 if fewer or outcome.received_bytes > best_bytes else fruitless + 1
-        if fruitless >= FRUITLESS_MAX:
-            return
-        best_bytes = max(best_bytes, outcome.received_bytes)
-        right = asyncio.run(_ask_again(options, reference, digest))
 
 
 def _body(
@@ -225,10 +236,15 @@ def _body(
         "overwrite": True,
         "demand": "whole",
         "timeout_ms": timeout_ms,
+        "renewable": right is not None,
+        "authorities": authorities_of(options),
+        "progress_ms": 0 if options.events or sys.stderr.isatty() else UNWATCHED_PROGRESS_MS,
     }
 
 
-def _fetch(options: argparse.Namespace, body: dict[str, Any], plan: PullPlan) -> Outcome:
+def _fetch(
+    options: argparse.Namespace, body: dict[str, Any], plan: PullPlan, right: _Right
+) -> Outcome:
     """One download; what has arrived is known to the plan."""
     layers = plan.missing
     outputs: list[Path | None] = [plan.output_of(layer) for layer in layers]
@@ -256,23 +272,48 @@ def _fetch(options: argparse.Namespace, body: dict[str, Any], plan: PullPlan) ->
             plan.state.save()
             saved_s = time.monotonic()
 
-    outcome = _Arrivals(files, delivered)
     deadline_s = None
     if body["timeout_ms"]:
         deadline_s = time.monotonic() + body["timeout_ms"] / 1000 + DAEMON_GRACE_S
     client = LocalClient(socket_path(options.endpoint), deadline_s)
-    wanted = not (options.no_progress or options.quiet or options.json)
-    with Bar(title(), outcome, wanted=wanted, verbose=options.verbose) as bar:
+
+    def tell(event: dict[str, Any]) -> None:
+        # The name of a running download is for its client alone.
+        told = {name: value for name, value in event.items() if name != "download"}
+        if (index := event.get("index")) is not None:
+            told["layer"] = layers[index].name
+        _print_event(told)
+
+    outcome = _Arrivals(
+        files,
+        delivered,
+        functools.partial(right.renew_at, client),
+        tell if options.events else None,
+    )
+    wanted = not (options.no_progress or options.quiet or options.json or options.events)
+    names = [layer.name for layer in layers]
+    with Bar(title(), outcome, wanted=wanted, verbose=options.verbose, names=names) as bar:
         if is_alone(client, options):
+            # A whole peer: not for those who only ask a daemon.
+            from peer.cli.alone import download_alone
+            from peer.shell.standalone import download_standalone
+
             download_alone(
                 options, body, outputs, outcome, bar,
                 root=plan.work / "store",
-                download=functools.partial(download_standalone, ca_file=options.ca_file),
+                download=functools.partial(
+                    download_standalone, renew=right.renew
+                ),
             )  # fmt: skip
         else:
             let_daemon_download(client, options, body, outputs, outcome, bar)
     if outcome.ok:
         for layer, file in zip(layers, files, strict=True):
             plan.arrived(layer, file.how)
+    elif right.problem is not None and outcome.reason in (
+        "origin-unauthorized",
+        "origin-forbidden",
+    ):
+        outcome.detail = f"{outcome.detail}; {right.problem}"
     plan.missing = [layer for at, layer in enumerate(layers) if at not in done]
     return outcome

@@ -11,6 +11,7 @@ from typing import Final
 from peer.shell.oci.credentials import Credentials
 from peer.shell.oci.manifest import parse_platform
 from peer.shell.oci.registry import RegistryClient
+from shoal.wire.errors import UsageError
 
 EPILOG: Final = """\
 Credentials come from SHOAL_REGISTRY_USERNAME and SHOAL_REGISTRY_PASSWORD, or from the files and
@@ -47,14 +48,16 @@ def parser(name: str) -> argparse.ArgumentParser:
         add("--disable-back-to-source", action="store_true", help="layers only from other hosts")
         add("--scheduler", action="append", default=[], metavar="HOST:PORT",
             help="join a swarm by itself, without a daemon")  # fmt: skip
-        add("--no-progress", action="store_true", help="no progress bar")
+        add("--no-progress", action="store_true", help="no progress bars")
+        add("--events", action="store_true",
+            help="print what happens, one JSON object per line, the result last")  # fmt: skip
         add("-q", "--quiet", action="store_true", help="print errors only")
         add("-v", "--verbose", action="store_true", help="log what happens")
     add("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (this machine's)")
     add("--authfile", type=Path, metavar="FILE", help="credentials: this file and no other")
     add("--plain-http", action="store_true", help="ask the registry without TLS")
     add("--ca-file", type=Path, metavar="FILE",
-        help="PEM certificates to trust too (a daemon has its own for layers)")  # fmt: skip
+        help="PEM certificates that the registry may be known by too")  # fmt: skip
     add("-e", "--endpoint", metavar="SOCKET", help="the daemon's Unix socket")
     add("--json", action="store_true", help="print one JSON object at the end")
     return parser
@@ -63,6 +66,17 @@ def parser(name: str) -> argparse.ArgumentParser:
 def platform_of(options: argparse.Namespace) -> str | None:
     """The platform that was asked for. Raises UsageError."""
     return parse_platform(options.platform) if options.platform else None
+
+
+def authorities_of(options: argparse.Namespace) -> str:
+    """The certificates of `--ca-file` as text, "" for none. Raises UsageError."""
+    if options.ca_file is None:
+        return ""
+    try:
+        text: str = options.ca_file.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(f"--ca-file {options.ca_file}: {error.strerror}") from None
+    return text
 
 
 def registry_client(options: argparse.Namespace) -> RegistryClient:

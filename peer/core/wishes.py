@@ -7,7 +7,7 @@ private content is never given to somebody who may not read it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peer.core.effects import (
     CancelOrigin,
@@ -207,7 +207,9 @@ class Wishes:
             else:
                 self._wake_after_grace()
             return
-        if self._state.on_our_own or (source.credential and not accepted):
+        # The scheduler's word is about all who want it together, or about one with a credential.
+        alone = bool(source.credential) or not self._anonymous_here(download, source.source_id)
+        if self._state.on_our_own or (alone and not accepted):
             self._stat(source, for_scheduler=False)
         elif not self._state.scheduled:
             self._wake_after_grace()
@@ -327,6 +329,7 @@ class Wishes:
             return
         source = stat.source
         del self._stats[(source.source_id, source.credential)]
+        event = self._checked(source, event)
         if self._state.scheduled and (stat.for_scheduler or event.reason is None):
             self._send(
                 StatAnswer(
@@ -345,8 +348,20 @@ class Wishes:
             if self._state.on_our_own:
                 self._describe_ourselves(source, event)
             self._resolve_all(source.source_id)
-        elif not self._state.scheduled or source.credential:
+        elif not self._state.scheduled or source.credential or not stat.for_scheduler:
             self._stat_failed(source, event)
+
+    def _checked(self, source: Source, event: StatEnded) -> StatEnded:
+        """An origin that lets a client have something of another size than the content with this
+        digest has said nothing about that content: it may be a page for signing in."""
+        task = self._state.tasks.get(source.task_id) if source.task_id is not None else None
+        if event.reason is not None or source.digest is None or task is None:
+            return event
+        known = task.descriptor.geometry.size_bytes
+        if known is None or event.size_bytes in (None, known):
+            return event
+        detail = f"the origin has {event.size_bytes} bytes, and the content {known}"
+        return replace(event, reason=Reason.ORIGIN_CHANGED, detail=detail)
 
     def _describe_ourselves(self, source: Source, event: StatEnded) -> None:
         try:
@@ -426,6 +441,11 @@ class Wishes:
                 priority=max((download.priority for download in downloads), default=0),
             )
         )
+
+    def _anonymous_here(self, download: Download, source_id: SourceId) -> bool:
+        collection = self._state.collections[download.collection_id]
+        downloads = [self._state.downloads[number] for number in collection.downloads]
+        return self._anonymous(source_id, downloads)
 
     @staticmethod
     def _anonymous(source_id: SourceId, downloads: list[Download]) -> bool:

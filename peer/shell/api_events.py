@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Final
 
-from peer.shell.api_types import Done, Download, DownloadEvent, Failed, Progress
+from peer.shell.api_types import Done, Download, DownloadEvent, DownloadRequest, Failed, Progress
 from shoal.wire.errors import Reason
 
 PROGRESS_FIRST_MS: Final = 200
@@ -42,6 +42,19 @@ class RateMeter:
         return max(0, round((total_bytes - first_bytes) / (now_s - first_s)))
 
 
+def follow_as_asked(
+    download: Download, request: DownloadRequest
+) -> AsyncGenerator[DownloadEvent, None]:
+    """`follow` as the request says."""
+    interval_ms = max(PROGRESS_INTERVAL_MS, request.progress_ms)
+    return follow(
+        download,
+        timeout_ms=request.timeout_ms,
+        first_ms=max(PROGRESS_FIRST_MS, request.progress_ms),
+        interval_ms=interval_ms,
+    )
+
+
 async def follow(
     download: Download,
     *,
@@ -57,6 +70,7 @@ async def follow(
     deadline = began + timeout_ms / 1000 if timeout_ms else None
     progress_at = began + first_ms / 1000
     shown: Progress | None = None
+    shown_rate = 0
     meter = RateMeter()
     meter.update(began, 0)
     events = download.events()
@@ -67,6 +81,11 @@ async def follow(
             await asyncio.wait({upcoming}, timeout=max(0.0, wake_at - loop.time()))
             if upcoming.done():
                 event = upcoming.result()
+                if isinstance(event, Failed):
+                    # What has arrived is worth a next try, however fast the failure came.
+                    last = download.progress()
+                    if last != (shown or Progress()):
+                        yield _changed(last, shown, meter.update(loop.time(), _moved(last)))
                 yield event
                 if isinstance(event, Done | Failed):
                     return
@@ -79,11 +98,10 @@ async def follow(
             if now >= progress_at:
                 progress_at = now + interval_ms / 1000
                 progress = download.progress()
-                rate = meter.update(now, progress.origin_bytes + progress.peer_bytes)
-                progress = replace(progress, rate_bytes_s=rate)
-                if progress != shown:
-                    shown = progress
-                    yield progress
+                rate = meter.update(now, _moved(progress))
+                if progress != shown or rate != shown_rate:
+                    yield _changed(progress, shown, rate)
+                    shown, shown_rate = progress, rate
     finally:
         upcoming.cancel()
         await asyncio.wait({upcoming})
@@ -92,3 +110,14 @@ async def follow(
         if isinstance(events, AsyncGenerator):
             await events.aclose()
         await download.close()
+
+
+def _moved(progress: Progress) -> int:
+    return progress.origin_bytes + progress.peer_bytes
+
+
+def _changed(progress: Progress, shown: Progress | None, rate_bytes_s: int) -> Progress:
+    """What to say of a progress after another one."""
+    known = set(shown.files) if shown is not None else set()
+    files = tuple(file for file in progress.files if file not in known)
+    return replace(progress, rate_bytes_s=rate_bytes_s, files=files)

@@ -18,6 +18,7 @@ from peer.shell.api_types import (
     Progress,
     Ready,
     Resolved,
+    RightNeeded,
     TaskSummary,
     WantedUrl,
 )
@@ -36,8 +37,12 @@ URL_CHARACTERS_MAX: Final = 16 * 1024
 
 HEADERS_PER_URL_MAX: Final = 100
 HEADER_CHARACTERS_MAX: Final = 16 * 1024
+AUTHORITIES_CHARACTERS_MAX: Final = 1024 * 1024
+"""All that a system trusts fits in."""
+
 FILTERED_PARAMS_MAX: Final = 256
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
+PROGRESS_MS_MAX: Final = 60_000
 PRIORITY_MAX: Final = 1000
 
 REQUEST_FIELDS: Final = (
@@ -52,6 +57,9 @@ REQUEST_FIELDS: Final = (
     "overwrite",
     "demand",
     "timeout_ms",
+    "renewable",
+    "authorities",
+    "progress_ms",
 )
 URL_FIELDS: Final = ("url", "headers", "digest")
 
@@ -84,7 +92,21 @@ def decode_request(body: object) -> DownloadRequest:
         overwrite=_flag(fields, "overwrite"),
         demand=_demand(fields),
         timeout_ms=_number(fields, "timeout_ms", 0, TIMEOUT_MS_MAX),
+        renewable=_flag(fields, "renewable"),
+        progress_ms=_number(fields, "progress_ms", 0, PROGRESS_MS_MAX),
+        authorities=_authorities(fields, urls),
     )
+
+
+def decode_renewal(body: object) -> str | None:
+    """The fresh Authorization in a JSON body. Raises UsageError."""
+    fields = _object(body, "the body", ("authorization",))
+    value = fields.get("authorization")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UsageError("authorization: the value of a header, or null")
+    return _header(["Authorization", value], "authorization")[1]
 
 
 def check_piece_length(piece_length_bytes: int) -> None:
@@ -116,6 +138,7 @@ def encode_event(event: DownloadEvent) -> dict[str, Any]:
                 "origin_bytes": event.origin_bytes,
                 "peer_bytes": event.peer_bytes,
                 "rate": event.rate_bytes_s,
+                "files": [list(file) for file in event.files],
             }
         case Delivered():
             return {
@@ -136,6 +159,8 @@ def encode_event(event: DownloadEvent) -> dict[str, Any]:
                 "digest": event.digest,
                 "content": f"/v1/tasks/{event.task_id}/content",
             }
+        case RightNeeded():
+            return {"event": "unauthorized", "reason": str(event.reason)}
         case Done():
             return {
                 "event": "done",
@@ -244,6 +269,15 @@ def _text(fields: dict[str, Any], name: str) -> str:
     text = _optional(fields, name, str) or ""
     if len(text) > TEXT_CHARACTERS_MAX:
         raise UsageError(f"{name}: longer than {TEXT_CHARACTERS_MAX} characters")
+    return text
+
+
+def _authorities(fields: dict[str, Any], urls: tuple[WantedUrl, ...]) -> str:
+    text = _optional(fields, "authorities", str) or ""
+    if len(text) > AUTHORITIES_CHARACTERS_MAX:
+        raise UsageError(f"authorities: {AUTHORITIES_CHARACTERS_MAX} characters of PEM at most")
+    if text and any(url.digest is None for url in urls):
+        raise UsageError("authorities: only for urls with a digest, which nobody can forge")
     return text
 
 

@@ -18,14 +18,16 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from peer.shell.api_events import follow
-from peer.shell.api_json import decode_request, encode_event, encode_task
+from peer.shell.api_events import follow_as_asked
+from peer.shell.api_json import decode_renewal, decode_request, encode_event, encode_task
 from peer.shell.api_types import (
     ContentStream,
+    Download,
     DownloadError,
     Downloads,
     LentContent,
     Ready,
+    RightNeeded,
 )
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload
@@ -95,11 +97,14 @@ class ApiRoutes:
         self._identify = identify
         self._grants = Grants(clock)
         self._stream_outcomes: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._renewable: dict[str, tuple[int, Download]] = {}
+        """By a name that only their client is told: its user, and the download."""
 
     def table(self) -> list[web.RouteDef]:
         """Every route."""
         return [
             web.post("/v1/downloads", self.post_download),
+            web.post("/v1/downloads/{download}/authorization", self.post_authorization),
             web.post("/v1/stream", self.post_stream),
             web.get("/v1/streams/{stream_id}", self.get_stream_outcome),
             web.get("/v1/status", self.get_status),
@@ -135,18 +140,35 @@ class ApiRoutes:
         if not self._is_trusted(uid):
             wanted = replace(wanted, outputs=(None,) * len(wanted.urls))
         download = self._downloads.start(wanted)
+        name = secrets.token_urlsafe(16)
+        if wanted.renewable:
+            self._renewable[name] = uid, download
         try:
             response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
             await response.prepare(request)
-            async with aclosing(follow(download, timeout_ms=wanted.timeout_ms)) as events:
+            async with aclosing(follow_as_asked(download, wanted)) as events:
                 async for event in events:
                     if isinstance(event, Ready):
                         self._grants.grant(uid, event.task_id)
-                    await response.write(json.dumps(encode_event(event)).encode() + b"\n")
+                    told = encode_event(event)
+                    if isinstance(event, RightNeeded):
+                        told["download"] = name
+                    await response.write(json.dumps(told).encode() + b"\n")
             await response.write_eof()
         finally:
+            self._renewable.pop(name, None)
             await download.close()
         return response
+
+    async def post_authorization(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/downloads/{download}/authorization`: the answer to an event `unauthorized`,
+        which names the download. Only for the user who began it."""
+        authorization = decode_renewal(await _json_body(request))
+        uid, download = self._renewable.get(request.match_info["download"], (None, None))
+        if download is None or uid != self._uid_of(request):
+            return _error(404, "unknown-download", "no such download of yours is running")
+        download.renew(authorization)
+        return web.json_response({})
 
     async def post_stream(self, request: web.Request) -> web.StreamResponse:
         """`POST /v1/stream`: answers with the content of one URL, in order, while it arrives. A

@@ -57,6 +57,13 @@ class DownloadRequest:
     demand: Demand = Demand.WHOLE
     timeout_ms: int = 0
     """The download fails with TIMEOUT after so long; 0 for never."""
+    authorities: str = ""
+    """PEM certificates that the origins of this request may be known by too. Only for URLs with a
+    digest: what other bytes somebody else's certificate vouched for would then be noticed."""
+    progress_ms: int = 0
+    """How often its client wants to be told how far it is; 0 for as often as a person can see."""
+    renewable: bool = False
+    """Its client answers `RightNeeded` with a fresh Authorization."""
 
 
 # ---------------------------------------------------------------- events of a download
@@ -86,6 +93,9 @@ class Progress:
     """Received from other hosts for this download."""
     rate_bytes_s: int = 0
     """Over the last two seconds; filled in by `peer.shell.api_events.follow`."""
+    files: tuple[tuple[int, int], ...] = ()
+    """How many bytes of each URL are there, by its index: of all that are known, and from `follow`
+    of those that changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +140,15 @@ class Failed:
     """The URL at fault, where it is one."""
 
 
-DownloadEvent = Resolved | Progress | Delivered | Ready | Done | Failed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RightNeeded:
+    """The origin refuses the Authorization that the client gave: it may have run out. Only for
+    downloads that are `renewable`; to be answered with `Download.renew`, soon."""
+
+    reason: Reason
+
+
+DownloadEvent = Resolved | Progress | Delivered | Ready | RightNeeded | Done | Failed
 
 
 # ---------------------------------------------------------------- what the daemon offers
@@ -146,6 +164,12 @@ class Download(Protocol):
 
     def progress(self) -> Progress:
         """How far it is now. Cheap."""
+        ...
+
+    def renew(self, authorization: str | None) -> None:
+        """Answers `RightNeeded`: another value of the Authorization header for every URL that came
+        with one, or None if there is none to be had, which fails the download. Allowed at any
+        time, for a right that is about to run out."""
         ...
 
     async def close(self) -> None:
@@ -257,6 +281,8 @@ class Downloads(Protocol):
 # ---------------------------------------------------------------- without a daemon
 
 OnEvent = Callable[[DownloadEvent], None]
+Renew = Callable[[], Awaitable[str | None]]
+"""Gives a fresh Authorization, None if there is none. Raises nothing."""
 WriteChunk = Callable[[bytes], Awaitable[None]]
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 
 from peer.shell.api_socket import default_socket_path
 from peer.shell.mirror.upstreams import parse_upstream
+from peer.shell.origin.internal import InternalHosts
 from shoal.runtime.config import option, section
 from shoal.runtime.config_values import Duration, Endpoint, Rate, Size, parse_endpoint
 from shoal.runtime.sections import LogSection, TlsSection, check_listen
@@ -161,7 +162,16 @@ class OriginSection:
         8, minimum=1, maximum=256, help="Most connections to one origin host."
     )
     connections_total: int = option(
-        64, minimum=1, maximum=4096, help="Most connections to all origins together."
+        64,
+        minimum=1,
+        maximum=4096,
+        help="Most connections to all origins together, and as many to where they redirect to.",
+    )
+    internal_hosts: tuple[str, ...] = option(
+        (),
+        help="Hosts at private, link-local or loopback addresses that an origin or registry may "
+        "redirect to, as names, addresses or networks (10.1.0.0/16); it may always redirect to "
+        "its own host and port.",
     )
     connect_timeout: Duration = option(
         Duration(10 * SECOND_NS),
@@ -176,6 +186,10 @@ class OriginSection:
     ca_file: Path | None = option(
         None, help="CA certificates, PEM, trusted for origins beside the system's own."
     )
+
+    def check(self) -> None:
+        """Raises UsageError for a host that is none."""
+        InternalHosts(self.internal_hosts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +212,11 @@ class MirrorSection:
         help="Listeners that each stand for one registry, as 127.0.0.1:4010=reg.example: for "
         "private registries with CRI-O, podman and skopeo, which compute what they ask a token "
         "for from the path.",
+    )
+    writes: bool = option(
+        default=False,
+        help="Pass pushes and deletions through to the registry, with the client's own credential; "
+        "otherwise the mirror refuses them (405).",
     )
     verdict_ttl: Duration = option(
         Duration(60 * SECOND_NS),

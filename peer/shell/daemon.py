@@ -18,6 +18,7 @@ from peer.shell.mirror.server import MirrorOptions, RegistryMirror
 from peer.shell.mirror.upstreams import parse_upstream
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.space import SpaceLimits
 from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
@@ -104,6 +105,7 @@ def node_options(config: PeerConfig, *, schedulers: tuple[str, ...]) -> NodeOpti
             connections_total=config.origin.connections_total,
             connect_timeout_s=config.origin.connect_timeout.seconds,
             stall_timeout_s=config.origin.stall_timeout.seconds,
+            internal_hosts=InternalHosts(config.origin.internal_hosts),
             ca_file=config.origin.ca_file,
         ),
         ca_file=config.origin.ca_file,
@@ -221,6 +223,8 @@ class PeerDaemon:
                 upstreams=tuple(parse_upstream(text) for text in section.upstreams),
                 default=section.default,
                 verdict_ttl_ns=section.verdict_ttl.nanoseconds,
+                writes=section.writes,
+                internal_hosts=InternalHosts(self._config.origin.internal_hosts),
                 ca_file=self._config.origin.ca_file,
             ),
             start=node.downloads.start,

@@ -25,11 +25,13 @@ from peer.shell.api_types import (
     Progress,
     Ready,
     Resolved,
+    RightNeeded,
     TaskSummary,
     WantedUrl,
 )
 from peer.shell.driver import PeerDriver
 from peer.shell.origin.request import OriginRequest
+from peer.shell.rights import Renewer, Rights
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from peer.shell.streams import ContentReading, Running, RunningContent, Wanted
@@ -73,6 +75,10 @@ class RunningDownload:
     def progress(self) -> Progress:
         """How far it is."""
         return self._owner.progress_of(self._running)
+
+    def renew(self, authorization: str | None) -> None:
+        """Another Authorization for its URLs."""
+        self._owner.renew(self._running, authorization)
 
     def content(self, index: int) -> RunningContent:
         """The content of one of its URLs, to be read while it arrives. Its demand is STREAMING."""
@@ -145,18 +151,14 @@ class LocalDownloads:
         self._ca_file = ca_file
         self._key = secrets.token_bytes(32)
         self._running: dict[DownloadId, Running] = {}
-        self._requests: dict[tuple[SourceId, str], tuple[OriginRequest, int]] = {}
+        self.rights = Rights()
+        """What origins are asked for; for whoever asks them."""
         self._last_download = 0
         self._by_task: dict[TaskId, list[tuple[Running, Wanted]]] = {}
         self.reading = ContentReading(store, offload, clock, driver.post)
         """For contents that are read while they arrive."""
         self._display: dict[str, str] = {}
         """Where each task was last asked from, for people; bounded like the tasks shown."""
-
-    def resolve(self, source_id: SourceId, credential: str) -> OriginRequest | None:
-        """The request with the credential that a client gave for a source."""
-        found = self._requests.get((source_id, credential))
-        return found[0] if found is not None else None
 
     def is_here(self, digest: str) -> bool:
         """Whether a content with this digest is held, whole and right."""
@@ -191,10 +193,12 @@ class LocalDownloads:
         limit = self._driver.engine.state.limits.downloads_max
         if len(self._running) >= limit:
             raise DownloadError(Reason.OVERLOADED, f"{limit} downloads are running already")
+        # Its rights change on their own: they are shared with no other download.
+        own = secrets.token_hex(16) if request.renewable else ""
         wanted: dict[SourceId, list[Wanted]] = {}
         requests: list[tuple[tuple[SourceId, str], OriginRequest]] = []
         for index, (url, output) in enumerate(zip(request.urls, request.outputs, strict=True)):
-            source, asked = self._source(url, request)
+            source, asked = self._source(url, request, own)
             wanted.setdefault(source.source_id, []).append(Wanted(index, source, output))
             requests.append(((source.source_id, source.credential), asked))
         self._last_download += 1
@@ -204,9 +208,10 @@ class LocalDownloads:
             wanted=wanted,
             queue=asyncio.Queue(FILE_MODE_EVENTS_MAX),
         )
+        if request.renewable:
+            running.renewer = Renewer(lambda reason: _tell(running, reason))
         for key, asked in requests:
-            _, users = self._requests.get(key, (asked, 0))
-            self._requests[key] = (asked, users + 1)
+            self.rights.add(key, asked, running.renewer)
         self._running[running.download_id] = running
         sources = tuple(group[0].source for group in wanted.values())
         self._driver.post(
@@ -223,17 +228,23 @@ class LocalDownloads:
         return running
 
     def _source(
-        self, wanted: WantedUrl, request: DownloadRequest
+        self, wanted: WantedUrl, request: DownloadRequest, own: str
     ) -> tuple[ev.Source, OriginRequest]:
-        asked = origin_request(wanted.url, wanted.headers, ca_file=self._ca_file)
+        asked = origin_request(
+            wanted.url,
+            wanted.headers,
+            ca_file=self._ca_file,
+            authorities=request.authorities,
+        )
         length = request.piece_length_bytes
         if length is not None:
             check_piece_length(length)
         filtered = request.filtered_query_params
         credential = ""
-        if not is_anonymous(asked, filtered):
+        # Whom one client trusts is its own business, like what it shows.
+        if asked.authorities or not is_anonymous(asked, filtered):
             hasher = hashlib.blake2b(key=self._key, digest_size=16)
-            hasher.update(repr((asked.url, asked.headers)).encode())
+            hasher.update(repr((asked.url, asked.headers, asked.authorities, own)).encode())
             credential = hasher.hexdigest()
         digest = None
         task_id = None
@@ -382,6 +393,7 @@ class LocalDownloads:
     def progress_of(self, running: Running) -> Progress:
         """How far a download is."""
         received, size, origin_bytes, peer_bytes = 0, 0, 0, 0
+        files: list[tuple[int, int]] = []
         known = True
         for group in running.wanted.values():
             wanted = group[0]
@@ -392,6 +404,7 @@ class LocalDownloads:
                 wanted.descriptor.task_id
             )
             received += held
+            files += [(each.index, held) for each in group]
             origin_bytes += from_origin - wanted.origin_bytes_before
             peer_bytes += from_peers - wanted.peer_bytes_before
             if total is None:
@@ -403,7 +416,19 @@ class LocalDownloads:
             size_bytes=size if known else None,
             origin_bytes=max(0, origin_bytes),
             peer_bytes=max(0, peer_bytes),
+            files=tuple(files),
         )
+
+    def renew(self, running: Running, authorization: str | None) -> None:
+        """The client came with a fresh right, or says that there is none."""
+        if running.renewer is None or running.closed:
+            return
+        keys = [
+            (wanted.source.source_id, wanted.source.credential)
+            for group in running.wanted.values()
+            for wanted in group
+        ]
+        self.rights.renew(keys, running.renewer, authorization)
 
     def forget(self, running: Running) -> None:
         """The client is gone or has everything."""
@@ -419,11 +444,7 @@ class LocalDownloads:
         for group in running.wanted.values():
             for wanted in group:
                 key = (wanted.source.source_id, wanted.source.credential)
-                asked, users = self._requests[key]
-                if users > 1:
-                    self._requests[key] = (asked, users - 1)
-                else:
-                    del self._requests[key]
+                self.rights.remove(key, running.renewer)
 
     def _forget_task_of(self, running: Running, wanted: Wanted) -> None:
         if wanted.descriptor is None:
@@ -490,3 +511,13 @@ class LocalDownloads:
                 "free_bytes": usage.free_bytes,
             },
         }
+
+
+def _tell(running: Running, reason: Reason) -> bool:
+    """Asks the client for a fresh right."""
+    try:
+        running.queue.put_nowait(RightNeeded(reason=reason))
+    except asyncio.QueueFull:
+        # It has read nothing for thousands of events.
+        return False
+    return True

@@ -167,7 +167,7 @@ class PeerNode:
         http = HttpOrigin(options.http)
         self.origin = OriginReader(
             Origins({"http": http, "https": http}),
-            self.downloads.resolve,
+            self.downloads.rights,
             self.store,
             buffers,
             self.offload,

@@ -4,32 +4,46 @@ Without a scheduler it reads from the origin alone; with one it joins the swarm.
 an ordinary store, so that the next try resumes. Decides nothing.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
 from pathlib import Path
 
-from peer.shell.api_events import follow
-from peer.shell.api_types import DownloadError, DownloadRequest, Failed, OnEvent, WriteChunk
+from peer.shell.api_events import follow_as_asked
+from peer.shell.api_types import (
+    Download,
+    DownloadError,
+    DownloadRequest,
+    Failed,
+    OnEvent,
+    Renew,
+    RightNeeded,
+    WriteChunk,
+)
 from peer.shell.daemon import software_version
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.errors import StoreError
 from shoal.wire.ids import HostId
 
 
-def standalone_options(
-    scheduler_addresses: tuple[str, ...], state_root: Path, ca_file: Path | None = None
-) -> NodeOptions:
+def standalone_options(scheduler_addresses: tuple[str, ...], state_root: Path) -> NodeOptions:
     """Loopback only: a machine that wants to serve others runs the daemon."""
     return NodeOptions(
         host_id=HostId(f"get-{os.uname().nodename[:32]}-{secrets.token_hex(4)}"),
         store_root=state_root,
         schedulers=scheduler_addresses,
-        http=HttpOptions(),
-        ca_file=ca_file,
+        http=HttpOptions(internal_hosts=InternalHosts(_internal_hosts())),
         software_version=software_version(),
     )
+
+
+def _internal_hosts() -> list[str]:
+    """The daemon's option, as its environment has it: there are no others here."""
+    listed = os.environ.get("SHOAL_PEER_ORIGIN_INTERNAL_HOSTS", "")
+    return [text.strip() for text in listed.split(",") if text.strip()]
 
 
 async def download_standalone(
@@ -39,11 +53,11 @@ async def download_standalone(
     on_event: OnEvent,
     write_chunk: WriteChunk | None = None,
     *,
-    ca_file: Path | None = None,
+    renew: Renew | None = None,
 ) -> None:
-    """See `peer.shell.api_types.DownloadStandalone`; `ca_file` has certificates that origins may
-    be known by, beside the system's. Raises UsageError."""
-    node = PeerNode(standalone_options(scheduler_addresses, state_root, ca_file))
+    """See `peer.shell.api_types.DownloadStandalone`; `renew` gives fresh rights to a renewable
+    download. Raises UsageError."""
+    node = PeerNode(standalone_options(scheduler_addresses, state_root))
     try:
         try:
             await node.start()
@@ -53,17 +67,26 @@ async def download_standalone(
         if write_chunk is not None:
             await _stream(node, request, on_event, write_chunk)
         else:
-            await _download(node, request, on_event)
+            await _download(node, request, on_event, renew)
     finally:
         await node.close()
 
 
-async def _download(node: PeerNode, request: DownloadRequest, on_event: OnEvent) -> None:
+async def _download(
+    node: PeerNode, request: DownloadRequest, on_event: OnEvent, renew: Renew | None
+) -> None:
     download = node.downloads.start(request)
-    events = follow(download, timeout_ms=request.timeout_ms)
-    async with contextlib.aclosing(events):
+    events = follow_as_asked(download, request)
+    async with contextlib.aclosing(events), asyncio.TaskGroup() as renewals:
         async for event in events:
             on_event(event)
+            if isinstance(event, RightNeeded):
+                # Beside the events: what needs no fresh right goes on.
+                renewals.create_task(_renew(download, renew))
+
+
+async def _renew(download: Download, renew: Renew | None) -> None:
+    download.renew(await renew() if renew is not None else None)
 
 
 async def _stream(

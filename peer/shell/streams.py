@@ -15,6 +15,7 @@ from typing import Final
 
 from peer.core import events as ev
 from peer.shell.api_types import DownloadError, DownloadEvent, DownloadRequest, Failed
+from peer.shell.rights import Renewer
 from peer.shell.sending import FileSender
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
@@ -74,6 +75,8 @@ class Running:
     failed: Failed | None = None
     ended: bool = False
     closed: bool = False
+    renewer: Renewer | None = None
+    """Who gives fresh rights to it, if anybody does."""
 
     def change(self) -> None:
         """Wakes the readers of all its contents."""

@@ -64,6 +64,7 @@ def origin_request(
     *,
     insecure_skip_verify: bool = False,
     ca_file: Path | None = None,
+    authorities: str = "",
 ) -> OriginRequest:
     """The request for a URL that a user gave. User info in the URL becomes an Authorization
     header, unless the user gave one too. Raises UsageError."""
@@ -80,6 +81,7 @@ def origin_request(
         headers=checked,
         insecure_skip_verify=insecure_skip_verify,
         ca_file=ca_file,
+        authorities=authorities,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.core.flow import Flow
+from scheduler.core.holders import Holders, is_complete, look_for_holders
 from scheduler.core.listing import Listing
 from scheduler.core.maps import Maps
 from scheduler.core.overlay import STRIPES, Overlay, Place
@@ -41,6 +42,8 @@ class Board:
     """The parents that each member was told."""
     fresh: dict[HostId, None] = field(default_factory=dict)
     """Members that were told no map yet."""
+    holders: Holders | None = None
+    """Who has everything already, once it was looked for. None: look again."""
     newcomers: bool = False
     """Somebody came since the last message: perhaps one who may read from the origin."""
     joined_ns: int = -(1 << 62)
@@ -93,6 +96,7 @@ class Boards:
             board = self._boards[collection.collection_id] = Board()
             for holder in self._holders(collection):
                 self._enlist(collection, board, holder)
+        board.holders = None
         self._measure(collection, board)
 
     def joined(self, collection: Collection, host: Host) -> None:
@@ -155,7 +159,7 @@ class Boards:
             del self._boards[collection.collection_id]
             return
         board.fresh.pop(host_id, None)
-        if host_id in board.overlay and not self._complete(collection, host_id):
+        if host_id in board.overlay and not is_complete(self._state, collection, host_id):
             board.overlay.remove(host_id)
             board.fed.pop(host_id, None)
             self._plan(board)
@@ -167,13 +171,6 @@ class Boards:
         ):
             self._unlist(board, host_id)
 
-    def _complete(self, collection: Collection, host_id: HostId) -> bool:
-        for _, task in self._state.tasks_of(collection):
-            geometry = task.descriptor.geometry
-            if geometry.size_bytes is None or (geometry.all_pieces & ~task.holders.get(host_id, 0)):
-                return False
-        return True
-
     def host_back(self, host_id: HostId) -> None:
         """A host has a new stream, perhaps at another address: it is told everything again."""
         for collection_id, board in self._boards.items():
@@ -181,6 +178,7 @@ class Boards:
             if number is None and host_id not in board.maps.untold and host_id not in board.fed:
                 continue
             collection = self._state.collections[collection_id]
+            board.holders = None
             board.maps.forget(host_id)
             if number is not None and (
                 board.listing.hosts[number] != self._state.hosts[host_id].as_parent
@@ -201,6 +199,7 @@ class Boards:
             ):
                 continue
             board.fresh.pop(host_id, None)
+            board.holders = None
             if host_id in board.overlay:
                 board.overlay.remove(host_id)
                 board.fed.pop(host_id, None)
@@ -230,10 +229,14 @@ class Boards:
             if host_id not in board.listing.numbers and host_id in task.holders:
                 self._enlist(collection, board, host_id)
             board.maps.dirty[host_id, number] = None
+            if host_id not in board.overlay or (
+                board.holders is not None and host_id in board.holders.hosts
+            ):
+                board.holders = None
             if (
                 host_id in board.overlay
                 and host_id not in collection.members
-                and not self._complete(collection, host_id)
+                and not is_complete(self._state, collection, host_id)
             ):
                 # It fed others after it had left: it does not get back what it lost.
                 board.overlay.remove(host_id)
@@ -320,6 +323,8 @@ class Boards:
                 self._enlist(collection, board, root, needed=True)
             if board.overlay.roots != roots:
                 board.newcomers = True
+            board.holders = None
+        if board.holders is None:
             for place in board.overlay.places:
                 if place.host_id in collection.members:
                     self._assign(collection, board, place.host_id)
@@ -334,7 +339,10 @@ class Boards:
         self._look_for_lone_units(collection, board)
 
     def _assign(self, collection: Collection, board: Board, host_id: HostId) -> None:
+        if board.holders is None:
+            board.holders = look_for_holders(self._state, collection, board.overlay)
         feeds = board.overlay.feeds(host_id)
+        feeds = board.holders.feeds(board.overlay, host_id, feeds)
         if not feeds or board.fed.get(host_id) == feeds:
             return
         board.fed[host_id] = feeds

@@ -161,8 +161,9 @@ class Maps:
                 )
 
     def _note_spread(self, touched: dict[int, None]) -> bool:
-        """What at least half of those hold who hold anything. Whether that changed."""
-        half = max(1, -(-(len(self.told) + len(self.untold)) // 2))
+        """What at least half of the swarm holds. Whether that changed."""
+        hosts = max(len(self.overlay), len(self.told) + len(self.untold))
+        half = max(1, -(-hosts // 2))
         changed = False
         for number in touched:
             if number in self.counts:

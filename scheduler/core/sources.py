@@ -62,7 +62,7 @@ class SourceBook:
         if member.task_id is not None and member.task_id in self._state.tasks:
             source.task_id = member.task_id
         source.waiting[host_id] = waiting
-        if self._known(source) and self._state.may_read(source, host_id):
+        if self._known(source) and self._may_have(source, host_id, waiting):
             # The case of a thousand hosts that join at once: nothing changes for the others.
             self._serve(source, host_id, waiting)
         else:
@@ -89,9 +89,16 @@ class SourceBook:
         for host_id, waiting in list(source.waiting.items()):
             if waiting.served:
                 continue
-            if self._known(source) and self._state.may_read(source, host_id):
+            if self._known(source) and self._may_have(source, host_id, waiting):
                 self._serve(source, host_id, waiting)
         self._ask(source)
+
+    def _may_have(self, source: Source, host_id: HostId, waiting: Waiting) -> bool:
+        """Whoever asks without a credential does not get what another user of the same host has
+        shown a right to."""
+        if waiting.member.anonymous:
+            return source.public
+        return self._state.may_read(source, host_id)
 
     def _known(self, source: Source) -> bool:
         if source.task_id is None or source.task_id not in self._state.tasks:

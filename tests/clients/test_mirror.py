@@ -45,6 +45,8 @@ class Mirrors:
             *("--set", f"mirror.upstreams={NAME}=http://{self.proxy.address}"),
             *("--set", f"mirror.default={NAME}"),
             *("--set", f"mirror.dedicated=127.0.0.1:0={NAME}"),
+            # The storage that the registry redirects to.
+            *("--set", "origin.internal_hosts=127.0.0.1"),
         )
         for number in range(len(self.swarm.peers), len(self.swarm.peers) + count):
             self.swarm.add_peer(f"peer-{number}", options=options)

@@ -21,6 +21,7 @@ from peer.shell.api_types import (
     Progress,
     Ready,
     Resolved,
+    RightNeeded,
     TaskSummary,
 )
 from shoal.wire.errors import Reason
@@ -63,6 +64,9 @@ class FakeDownload:
             yield Resolved(
                 index=index, task_id=task_id, size_bytes=len(content), digest=wanted.digest
             )
+            if self._request.renewable:
+                for _ in range(daemon.refuses):
+                    yield RightNeeded(reason=Reason.ORIGIN_UNAUTHORIZED)
             await daemon.gate.wait()
             if daemon.failure is not None:
                 yield daemon.failure
@@ -90,6 +94,10 @@ class FakeDownload:
     def progress(self) -> Progress:
         """As the daemon was told."""
         return self._daemon.progress
+
+    def renew(self, authorization: str | None) -> None:
+        """Remembered."""
+        self._daemon.renewals.append(authorization)
 
     async def close(self) -> None:
         """Remembered, and seen by whoever waits for `any_closed`."""
@@ -148,6 +156,9 @@ class FakeDownloads:
     started: list[FakeDownload] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    refuses: int = 0
+    """How many times a renewable download asks for a fresh right."""
+    renewals: list[str | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()

@@ -1,7 +1,8 @@
 """A small registry in its own thread: manifests, blobs, a token service, and a second port that
 blobs may be redirected to.
 
-`users` turns on bearer tokens (good for `token_chunks` sent chunks each), `basic` Basic instead.
+`users` turns on bearer tokens (good for `token_chunks` sent chunks each, or `token_life_s`
+seconds), `basic` Basic instead.
 Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
 """
 
@@ -9,7 +10,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import ssl
 import threading
+import time
 from collections import Counter
 from types import TracebackType
 from typing import Any, Self
@@ -27,15 +30,23 @@ def digest_of(body: bytes) -> str:
 class Registry:
     """Serves `team/model` until the `with` block ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._host = host
+        self._tls = tls
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.users: dict[str, str] = {}
         self.basic = False
         self.token_chunks: int | None = None
+        self.token_life_s: float | None = None
+        self.tokens_max: int | None = None
+        """The token service gives no more than so many."""
+        self.expired_status = 401
+        """What is said of a token that has run out."""
         self.redirects = False
         self.asked: Counter[str] = Counter()
-        self.tokens: dict[str, int] = {}
+        self.tokens: dict[str, tuple[int, float]] = {}
+        """By token: what was sent before it was given, and when that was."""
         self.leaked = 0
         """Requests to the second port that came with an Authorization."""
         self.slow_s = 0.0
@@ -48,7 +59,13 @@ class Registry:
     @property
     def reference(self) -> str:
         """Host, repository and tag."""
-        return f"127.0.0.1:{self.port}/{REPOSITORY}:v1"
+        return f"{self._at(self.port)}/{REPOSITORY}:v1"
+
+    def _at(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    def _url(self, port: int, path: str) -> str:
+        return f"{'https' if self._tls else 'http'}://{self._at(port)}/{path}"
 
     def layer(self, body: bytes, media_type: str, **annotations: str) -> dict[str, Any]:
         """Stores a blob; its descriptor. Underscores in names of annotations stand for dots."""
@@ -100,7 +117,7 @@ class Registry:
         for app in (first, second):
             runner = web.AppRunner(app, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, self._host, 0, ssl_context=self._tls).start()
             self._runners.append(runner)
             ports.append(runner.addresses[0][1])
         self.port, self.other_port = ports
@@ -119,14 +136,24 @@ class Registry:
             return
         token = header.removeprefix("Bearer ")
         issued = self.tokens.get(token)
-        limit = self.token_chunks
-        if issued is None or (limit is not None and self.sent_chunks - issued >= limit):
+        if issued is not None and self._has_run_out(*issued):
+            self.asked["run out"] += 1
+            if self.expired_status != 401:
+                raise web.HTTPForbidden
+            issued = None
+        if issued is None:
             raise web.HTTPUnauthorized(
                 headers={
-                    "WWW-Authenticate": f'Bearer realm="http://127.0.0.1:{self.port}/token",'
+                    "WWW-Authenticate": f'Bearer realm="{self._url(self.port, "token")}",'
                     f'service="registry",scope="repository:{REPOSITORY}:pull"'
                 }
             )
+
+    def _has_run_out(self, sent_chunks: int, given_s: float) -> bool:
+        limit, life_s = self.token_chunks, self.token_life_s
+        return (limit is not None and self.sent_chunks - sent_chunks >= limit) or (
+            life_s is not None and time.monotonic() - given_s >= life_s
+        )
 
     def _is_user(self, header: str) -> bool:
         pairs = [f"{name}:{secret}".encode() for name, secret in self.users.items()]
@@ -134,11 +161,12 @@ class Registry:
 
     async def _token(self, request: web.Request) -> web.Response:
         self.asked["token"] += 1
-        if not self._is_user(request.headers.get("Authorization", "")):
+        spent = self.tokens_max is not None and len(self.tokens) >= self.tokens_max
+        if spent or not self._is_user(request.headers.get("Authorization", "")):
             raise web.HTTPUnauthorized
         token = f"token-{len(self.tokens)}"
-        self.tokens[token] = self.sent_chunks
-        return web.json_response({"token": token, "expires_in": 300})
+        self.tokens[token] = self.sent_chunks, time.monotonic()
+        return web.json_response({"token": token, "expires_in": int(self.token_life_s or 300)})
 
     async def _manifest(self, request: web.Request) -> web.Response:
         self._check(request)
@@ -157,7 +185,7 @@ class Registry:
         if digest not in self.blobs:
             raise web.HTTPNotFound
         if self.redirects:
-            raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{self.other_port}/{digest}")
+            raise web.HTTPTemporaryRedirect(self._url(self.other_port, digest))
         return await self._send(request, digest)
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,20 @@ class FakeRegistry:
     stalls_before: int = 0
     """Bodies of blobs that begin before this byte and are longer than a look wait for `go`."""
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    redirect_heads: bool = False
+    strangers_to: str = ""
+    """Where whoever has no right is redirected, or "here" for the page in place of an answer."""
+    page: Callable[[web.Request], web.Response] | None = None
+    query_token: str = ""
+    """Lets in whoever has it as `token` in its query."""
     url: str = ""
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
     blob_bytes: Counter[str] = field(default_factory=Counter)
     seen: list[web.Request] = field(default_factory=list)
+    expect: Callable[[web.Request], Awaitable[None]] | None = None
+    """What it does to a client that waits to be told to send its body; tells it to, if None."""
     _runner: web.AppRunner | None = None
 
     def push(self, repository: str, tag: str, *layers: bytes, config: bytes = b"{}") -> str:
@@ -62,7 +71,7 @@ class FakeRegistry:
     async def start(self) -> None:
         """Listens."""
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer, expect_handler=self._expected)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -73,6 +82,11 @@ class FakeRegistry:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _expected(self, request: web.Request) -> None:
+        if self.expect is not None:
+            await self.expect(request)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(request)
         if self.down:
@@ -80,7 +94,13 @@ class FakeRegistry:
         if request.path.startswith("/storage/"):
             _, _, repository, digest = request.path.split("/", 3)
             return await self._blob(request, repository.replace("~", "/"), digest)
-        if self.user and request.headers.get("Authorization") != self.authorization:
+        if self.page is not None and request.path == self.strangers_to:
+            return self.page(request)
+        if self._is_stranger(request):
+            if self.strangers_to == "here" and self.page is not None:
+                return self.page(request)
+            if self.strangers_to:
+                raise web.HTTPFound(self.strangers_to)
             return web.json_response(
                 {"errors": [{"code": "UNAUTHORIZED"}]},
                 status=401,
@@ -95,11 +115,16 @@ class FakeRegistry:
         if place == "blobs":
             if self.blobs_down:
                 return web.Response(status=500)
-            if self.redirect and request.method == "GET":
+            if self.redirect and (request.method == "GET" or self.redirect_heads):
                 where = f"{self.url}/storage/{repository.replace('/', '~')}/{reference}"
                 raise web.HTTPTemporaryRedirect(where)
             return await self._blob(request, repository, reference)
         return web.json_response({"place": place})
+
+    def _is_stranger(self, request: web.Request) -> bool:
+        if not self.user or (self.query_token and request.query.get("token") == self.query_token):
+            return False
+        return request.headers.get("Authorization") != self.authorization
 
     def _manifest(self, repository: str, reference: str) -> web.Response:
         body = self.manifests.get((repository, reference))

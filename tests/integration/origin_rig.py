@@ -18,6 +18,7 @@ from peer.shell.origin.base import Origins
 from peer.shell.origin.http import HttpOptions, HttpOrigin
 from peer.shell.origin.reader import OriginReader
 from peer.shell.origin.request import OriginRequest
+from peer.shell.rights import Renewer, Rights
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import InlineOffload, Offload, Supervisor
@@ -142,6 +143,7 @@ class Rig:
         *,
         offload: Offload | None = None,
         limiter: RateLimiter | None = None,
+        renewer: Renewer | None = None,
     ) -> None:
         clock = MonotonicClock()
         self.events: list[AnyEvent] = []
@@ -149,11 +151,12 @@ class Rig:
         self.buffers = CountedBuffers()
         self.supervisor = Supervisor()
         self._changed = asyncio.Event()
+        self.rights = Rights()
+        if request is not None:
+            self.rights.add((SOURCE, CREDENTIAL), request, renewer)
         self.reader = OriginReader(
             Origins({"http": origin, "https": origin}),
-            lambda source_id, credential: (
-                request if (source_id, credential) == (SOURCE, CREDENTIAL) else None
-            ),
+            self.rights,
             self.store,
             self.buffers,
             offload or InlineOffload(),

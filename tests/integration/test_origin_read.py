@@ -6,6 +6,7 @@ import pytest
 
 from peer.shell.origin.base import OriginError
 from peer.shell.origin.http import HttpOptions, HttpOrigin
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import Reason
 from tests.integration.origin_rig import http_origin, read_range
@@ -331,7 +332,12 @@ class TestRedirects:
 
     @pytest.mark.parametrize("other", ["host", "port"])
     async def test_another_place_gets_none(self, other: str) -> None:
-        async with OriginServer() as server, OriginServer() as second, http_origin() as origin:
+        hosts = InternalHosts(["127.0.0.1", "localhost"])
+        async with (
+            OriginServer() as server,
+            OriginServer() as second,
+            http_origin(internal_hosts=hosts) as origin,
+        ):
             host = "localhost" if other == "host" else "127.0.0.1"
             there = server if other == "host" else second
             there.put("/b", Resource(content=CONTENT, redirect=server.url("/c")))

@@ -9,12 +9,14 @@ import pytest
 import trustme
 
 from peer.shell.origin.base import OriginError
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import Reason
 from tests.integration.origin_rig import http_origin, read_range
 from tests.integration.origin_server import OriginServer, Resource
 
 CONTENT = bytes(range(256)) * 4000
+HOSTS = InternalHosts(["127.0.0.1"])
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ async def test_redirect_to_plain_http(authority: Authority, allowed: bool) -> No
     async with (
         OriginServer(tls=authority.good) as secure,
         OriginServer() as plain,
-        http_origin(ca_file=authority.ca_file, allow_downgrade=allowed) as origin,
+        http_origin(
+            ca_file=authority.ca_file, allow_downgrade=allowed, internal_hosts=HOSTS
+        ) as origin,
     ):
         plain.put("/f", Resource(content=CONTENT))
         secure.put("/f", Resource(redirect=plain.url("/f")))
@@ -136,7 +140,7 @@ async def test_redirect_from_http_to_https_is_fine(authority: Authority) -> None
     async with (
         OriginServer(tls=authority.good) as secure,
         OriginServer() as plain,
-        http_origin(ca_file=authority.ca_file) as origin,
+        http_origin(ca_file=authority.ca_file, internal_hosts=HOSTS) as origin,
     ):
         secure.put("/f", Resource(content=CONTENT))
         plain.put("/f", Resource(redirect=secure.url("/f")))

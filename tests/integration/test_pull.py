@@ -1,11 +1,13 @@
 """`shoal pull` and `shoal inspect` as whole processes, from a registry that wants tokens."""
 
+import base64
 import gzip
 import hashlib
 import io
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from random import Random
 from typing import Any
 
 import pytest
+import trustme
 import zstandard
 
+from benchmarks.real.site import wait_connected
 from peer.cli.demo_processes import Processes
 from tests.fakes.registry import Registry
 
@@ -112,7 +116,8 @@ def pull(
 ) -> "subprocess.CompletedProcess[bytes]":
     return shoal(
         "pull", registry.reference, "-o", str(tmp_path / "out"), "--plain-http", "--json", *more,
-        env=environment(tmp_path, secret),
+        # The registry of these tests redirects to another port of this machine.
+        env={**environment(tmp_path, secret), "SHOAL_PEER_ORIGIN_INTERNAL_HOSTS": "127.0.0.1"},
     )  # fmt: skip
 
 
@@ -158,18 +163,24 @@ def test_only_what_is_changed_is_fetched_again(tmp_path: Path, registry: Registr
     assert how == ["there", "unpacked", "there", "there"]
 
 
+def daemon_in(directory: Path, processes: Processes) -> str:
+    """The socket of a daemon that belongs to no swarm."""
+    facts = processes.start(
+        "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+        "--store-root", str(directory / "store"), "--socket", str(directory / "p.sock"),
+        "--ready-file",
+    ).facts()  # fmt: skip
+    return str(facts["socket"])
+
+
 def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
     files = model(registry)
     with Processes(tmp_path) as processes:
-        facts = processes.start(
-            "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
-            "--store-root", str(tmp_path / "store"), "--socket", str(tmp_path / "p.sock"),
-            "--ready-file",
-        ).facts()  # fmt: skip
-        done = pull(registry, tmp_path, "-e", facts["socket"])
+        socket = daemon_in(tmp_path, processes)
+        done = pull(registry, tmp_path, "-e", socket)
         assert done.returncode == 0, done.stderr.decode()
         told = shoal(
-            "inspect", registry.reference, "--plain-http", "--json", "-e", facts["socket"],
+            "inspect", registry.reference, "--plain-http", "--json", "-e", socket,
             env=environment(tmp_path),
         )  # fmt: skip
     assert found(tmp_path / "out") == files
@@ -180,6 +191,120 @@ def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
     assert [layer["path"] for layer in seen["layers"]][:2] == [
         "weights/a.safetensors", "config.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
+    tmp_path: Path, alone: bool
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("::1").configure_cert(context)
+    with Registry("::1", context) as registry, Processes(tmp_path) as processes:
+        registry.users = {"ann": "correct-horse"}
+        registry.redirects = True
+        files = model(registry)
+        assert registry.reference.startswith("[::1]:")
+        daemon = () if alone else ("-e", daemon_in(tmp_path, processes))
+        arguments = ("pull", registry.reference, "--json", *daemon)
+        unknown = shoal(*arguments, "-o", str(tmp_path / "no"), env=environment(tmp_path))
+        assert unknown.returncode == 1
+        assert "certificate" in unknown.stderr.decode()
+        trusted = shoal(
+            *arguments, "-o", str(tmp_path / "out"), "--ca-file", str(tmp_path / "ca.pem"),
+            env=environment(tmp_path),
+        )  # fmt: skip
+        assert trusted.returncode == 0, trusted.stderr.decode()
+    assert found(tmp_path / "out") == files
+    assert registry.leaked == 0
+
+
+def test_events_tell_what_happens(tmp_path: Path, registry: Registry) -> None:
+    slow_model(registry)
+    registry.token_life_s = 2
+    done = pull(registry, tmp_path, "--events")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["ok"] is True
+    layers = {f"{number}.bin" for number in range(12)}
+    for kind in ("resolved", "delivered"):
+        assert {event["layer"] for event in events if event["event"] == kind} == layers
+    told: dict[int, int] = {}
+    for event in events:
+        if event["event"] == "progress":
+            told.update(event["files"])
+            assert sum(told.values()) == event["bytes"]
+    assert set(told) <= set(range(12))
+    assert sum(told.values()) > 6 << 20
+    assert b"Bearer" not in done.stdout
+
+
+def auth_files(tmp_path: Path, registry: Registry, way: str) -> tuple[dict[str, str], list[str]]:
+    """What a user has who logged in with another tool: environment and options."""
+    env = environment(tmp_path)
+    for name in list(env):
+        if name.startswith(("SHOAL_REGISTRY_", "XDG_", "DOCKER_", "REGISTRY_AUTH")):
+            del env[name]
+    host = registry.reference.partition("/")[0]
+    entry = {"auth": base64.b64encode(b"ann:correct-horse").decode()}
+    options: list[str] = []
+    file = tmp_path / "login.json"
+    stored: dict[str, Any] = {"auths": {host: entry}}
+    match way:
+        case "authfile":
+            # Theirs alone: this one would be wrong.
+            env["REGISTRY_AUTH_FILE"] = str(tmp_path / "nothing.json")
+            options = ["--authfile", str(file)]
+        case "REGISTRY_AUTH_FILE":
+            env["REGISTRY_AUTH_FILE"] = str(file)
+        case "podman's auth.json":
+            env["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+            file = tmp_path / "run/containers/auth.json"
+            stored = {"auths": {f"{host}/team": entry, host: {"auth": "d3Jvbmc6d3Jvbmc="}}}
+        case "DOCKER_CONFIG":
+            env["DOCKER_CONFIG"] = str(tmp_path / "docker")
+            file = tmp_path / "docker/config.json"
+        case "helper":
+            file = tmp_path / ".docker/config.json"
+            stored = {"credHelpers": {host: "vault"}}
+        case _:
+            assert way == "store"
+            file = tmp_path / ".docker/config.json"
+            stored = {"auths": {host: {}}, "credsStore": "vault"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(stored))
+    helper = tmp_path / "bin/docker-credential-vault"
+    helper.parent.mkdir()
+    helper.write_text(
+        f"""#!/bin/sh
+read -r server
+if [ "$1" = get ] && [ "$server" = "{host}" ]; then
+    echo '{{"ServerURL": "{host}", "Username": "ann", "Secret": "correct-horse"}}'
+else
+    echo "credentials not found in native keychain"; exit 1
+fi
+"""
+    )
+    helper.chmod(0o755)
+    env["PATH"] = f"{helper.parent}:{env['PATH']}"
+    return env, options
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["authfile", "REGISTRY_AUTH_FILE", "podman's auth.json", "DOCKER_CONFIG", "helper", "store"],
+)
+def test_who_logged_in_with_another_tool(tmp_path: Path, registry: Registry, way: str) -> None:
+    model(registry)
+    env, options = auth_files(tmp_path, registry, way)
+    arguments = ["inspect", registry.reference, "--plain-http", "--json", *options]
+    told = shoal(*arguments, env=env)
+    assert told.returncode == 0, told.stderr.decode()
+    assert json.loads(told.stdout)["config"]["descriptor"]["name"] == "tiny"
+    assert registry.asked["token"] == 1
 
 
 def test_patterns_choose_files(tmp_path: Path, registry: Registry) -> None:
@@ -215,7 +340,8 @@ def test_a_killed_pull_goes_on(tmp_path: Path, registry: Registry) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"big.bin", ".shoal-pull.json"}
 
 
-def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Registry) -> None:
+def slow_model(registry: Registry) -> list[str]:
+    """Layers that take some seconds to read, two each, with tokens of two; their digests."""
     layers = [
         registry.layer(
             Random(seed).randbytes(1 << 20), f"{KIND}raw", org_cncf_model_filepath=f"{seed}.bin"
@@ -223,11 +349,85 @@ def test_a_right_that_runs_out_is_asked_for_again(tmp_path: Path, registry: Regi
         for seed in range(12)
     ]
     publish(registry, layers)
-    registry.token_chunks, registry.slow_s = 24, 0.01
+    registry.token_life_s, registry.slow_s = 2, 0.4
+    return [layer["digest"] for layer in layers]
+
+
+def read_once(registry: Registry, digests: list[str]) -> bool:
+    """Whether each chunk was sent once, beside one for the stat."""
+    return all(4 <= registry.asked[digest] <= 5 for digest in digests)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
+    tmp_path: Path, registry: Registry, status: int
+) -> None:
+    digests = slow_model(registry)
+    registry.expired_status = status
     done = pull(registry, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert len(found(tmp_path / "out")) == 12
-    assert registry.asked["token"] > 1
+    assert registry.asked["token"] >= 3
+    assert registry.asked["run out"] >= 2
+    assert read_once(registry, digests)
+
+
+def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Registry) -> None:
+    digests = slow_model(registry)
+    with Processes(tmp_path) as processes:
+        scheduler = processes.start(
+            "scheduler", "peer.cli.main", "scheduler", "--listen", "127.0.0.1:0", "--status", "",
+            "--ready-file",
+        ).facts()  # fmt: skip
+        sockets = [
+            processes.start(
+                name, "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+                "--store-root", str(tmp_path / f"{name}.store"), "--host-id", name,
+                "--socket", str(tmp_path / f"{name}.sock"), "--scheduler", scheduler["address"],
+                "--ready-file",
+            ).facts()["socket"]
+            for name in ("a", "b")
+        ]  # fmt: skip
+        for name, socket in zip("ab", sockets, strict=True):
+            wait_connected(name, Path(socket))
+        running = [
+            subprocess.Popen(
+                [
+                    sys.executable, "-m", "peer.cli.main", "pull", registry.reference, "--json",
+                    "--plain-http", "-o", str(tmp_path / f"{name}.out"), "-e", socket,
+                ],
+                env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for name, socket in zip("ab", sockets, strict=True)
+        ]  # fmt: skip
+        ended = [process.communicate(timeout=55) for process in running]
+    for process, (told, problem), name in zip(running, ended, "ab", strict=True):
+        assert process.returncode == 0, problem.decode()
+        assert len(found(tmp_path / f"{name}.out")) == 12
+        # Neither went off on its own: each has half from the other.
+        assert json.loads(told)["peer_bytes"] > 3 << 20
+    assert registry.asked["run out"] >= 2
+    # Each host shows its own right once for each layer, and all else is read once.
+    assert all(4 <= registry.asked[digest] <= 6 for digest in digests)
+
+
+def test_a_right_that_is_refused_for_good_ends_the_pull(tmp_path: Path, registry: Registry) -> None:
+    slow_model(registry)
+    registry.token_life_s = None
+    registry.token_chunks = 8
+    registry.tokens_max = 2
+    done = pull(registry, tmp_path)
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert told["reason"] == "origin-unauthorized"
+    assert "the token service" in told["detail"]
+    # What has arrived is there for the next try.
+    registry.tokens_max = None
+    registry.token_chunks = None
+    registry.slow_s = 0
+    done = pull(registry, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["origin_bytes"] < 12 << 20
 
 
 @pytest.mark.parametrize("basic", [False, True])

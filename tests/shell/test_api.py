@@ -1,6 +1,7 @@
 """The local API over a real Unix socket, with a fake daemon behind it."""
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -145,6 +146,58 @@ async def test_a_failure_is_the_last_event(rig: Rig) -> None:
         "detail": "not it",
     }
     assert not rig.output.exists()
+
+
+async def test_a_client_renews_the_right_of_its_own_download(rig: Rig) -> None:
+    rig.downloads.refuses = 1
+    rig.downloads.gate.clear()
+    body = rig.body(renewable=True)
+    async with rig.client.post("/v1/downloads", json=body) as response:
+        told = [json.loads(await response.content.readline()) for _ in range(2)]
+        assert [event["event"] for event in told] == ["resolved", "unauthorized"]
+        path = f"/v1/downloads/{told[1]['download']}/authorization"
+        rig.uid = STRANGER_UID
+        refused = await rig.error("POST", path, json={"authorization": "Bearer stolen"})
+        assert refused[:2] == (404, "unknown-download")
+        rig.uid = os.getuid()
+        for value in ("Bearer fresh", None):
+            async with rig.client.post(path, json={"authorization": value}) as answer:
+                assert answer.status == 200
+        wrongs: tuple[Any, ...] = (
+            {"authorization": "a\r\nb"},
+            {"authorization": 5},
+            {"token": "x"},
+            [],
+        )
+        for wrong in wrongs:
+            status, reason, _ = await rig.error("POST", path, json=wrong)
+            assert (status, reason) == (400, "usage")
+        rig.downloads.gate.set()
+        assert json.loads((await response.content.read()).splitlines()[-1])["event"] == "done"
+    assert rig.downloads.renewals == ["Bearer fresh", None]
+    # Its name is worth nothing once it is over.
+    assert (await rig.error("POST", path, json={"authorization": "x"}))[0] == 404
+
+
+async def test_what_had_arrived_is_told_before_a_failure_that_comes_fast(rig: Rig) -> None:
+    rig.downloads.progress = Progress(received_bytes=5, size_bytes=10, origin_bytes=5)
+    rig.downloads.failure = Failed(reason=Reason.ORIGIN_UNAUTHORIZED, detail="401")
+    *_, progress, failed = await rig.events()
+    assert (progress["event"], progress["bytes"]) == ("progress", 5)
+    assert failed["event"] == "failed"
+
+
+async def test_other_authorities_are_only_for_what_a_digest_names(rig: Rig) -> None:
+    urls = [{"url": URL, "digest": digest_of(CONTENT)}]
+    events = await rig.events(urls=urls, authorities="PEM", renewable=True)
+    assert events[-1]["event"] == "done"
+    assert rig.downloads.requests[-1].authorities == "PEM"
+    assert rig.downloads.requests[-1].renewable
+    for body in (rig.body(authorities="PEM"), rig.body(urls=urls, authorities="x" * (1 << 20 | 1))):
+        data = io.BytesIO(json.dumps(body).encode())
+        status, reason, detail = await rig.error("POST", "/v1/downloads", data=data)
+        assert (status, reason) == (400, "usage")
+        assert "authorities" in detail
 
 
 async def test_progress_appears_only_once_a_download_takes_a_while(rig: Rig) -> None:

@@ -8,6 +8,7 @@ from random import Random
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from peer.shell.mirror.relay import LOOP_HEADER
 from peer.shell.mirror.routes import FALSE_NS
@@ -329,3 +330,111 @@ async def test_a_place_that_is_taken_is_a_clear_error(site: Site) -> None:
     with pytest.raises(UsageError, match="cannot listen"):
         await second.start()
     await second.close()
+
+
+@pytest.mark.parametrize("content", ["no certificate", None])
+async def test_certificates_that_cannot_be_read_are_an_error_at_start(
+    site: Site, tmp_path: Path, content: str | None
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    options = MirrorOptions(
+        listen=(Endpoint("127.0.0.1", 0),),
+        upstreams=(Upstream(NAME, site.registry.url),),
+        verdict_ttl_ns=SECOND_NS,
+        ca_file=ca_file,
+    )
+    mirror = RegistryMirror(
+        options, start=site.node.downloads.start, unready=str, clock=site.node.clock
+    )
+    with pytest.raises(UsageError, match=r"origin\.ca_file.*ca\.pem"):
+        await mirror.start()
+    await mirror.close()
+
+
+# ---------------------------------------------------------------- what is no yes
+
+
+def page(request: web.Request) -> web.Response:
+    """What a proxy for signing in sends to everybody."""
+    del request
+    return web.Response(text="<html>who are you?</html>", content_type="text/html")
+
+
+async def test_being_sent_to_a_page_for_signing_in_is_no_yes(site: Site) -> None:
+    site.registry.user = "alice:secret"
+    site.shown = {"Authorization": site.registry.authorization}
+    assert await site.pull() == [b"{}", *LAYERS]
+    site.registry.strangers_to, site.registry.page = "/login", page
+    for shown in ({}, {"Authorization": "Basic d3Jvbmc6d3Jvbmc="}):
+        site.shown = shown
+        for method in ("GET", "HEAD"):
+            status, answer, body = await site.ask(BLOB, method)
+            assert status in (302, 401, 403, 503), method
+            assert answer.headers.get("Content-Length") != str(len(LAYERS[0]))
+            assert LAYERS[0][:100] not in body
+    site.registry.strangers_to = ""
+    assert (await site.ask(BLOB))[0] == 401, "nor is anything remembered of it"
+
+
+async def test_a_page_for_signing_in_in_place_of_a_blob_is_no_yes(site: Site) -> None:
+    site.registry.user = "alice:secret"
+    site.shown = {"Authorization": site.registry.authorization}
+    assert await site.pull() == [b"{}", *LAYERS]
+    site.registry.strangers_to, site.registry.page = "here", page
+    site.shown = {}
+    for _ in range(2):
+        status, _, body = await site.ask(BLOB)
+        assert status in (401, 403, 503)
+        assert LAYERS[0][:100] not in body
+
+
+async def test_a_registry_that_redirects_to_its_storage_says_yes(site: Site) -> None:
+    site.registry.user, site.registry.redirect = "alice:secret", True
+    site.registry.redirect_heads = True
+    site.shown = {"Authorization": site.registry.authorization}
+    status, answer, _ = await site.ask(BLOB, "HEAD")
+    assert (status, answer.headers["Content-Length"]) == (200, str(len(LAYERS[0])))
+    assert (await site.ask(BLOB))[2] == LAYERS[0]
+    site.shown = {}
+    assert (await site.ask(BLOB))[0] == 401
+
+
+async def test_a_manifest_that_names_a_foreign_blob_opens_nothing(site: Site) -> None:
+    # As some registries take it: whoever may push names whatever it likes.
+    site.registry.user = "alice:secret"
+    site.shown = {"Authorization": site.registry.authorization}
+    assert await site.pull() == [b"{}", *LAYERS]
+    site.registry.user = ""
+    manifest = site.registry.manifests["lib/img", "v1"]
+    site.registry.manifests["mallory/img", "v1"] = manifest
+    for shown in ({}, {"Authorization": "Basic bWFsbG9yeTp4"}):
+        site.shown = shown
+        assert (await site.ask("/v2/mallory/img/manifests/v1"))[0] == 200
+        for digest, layer in zip(DIGESTS, LAYERS, strict=True):
+            status, _, body = await site.ask(f"/v2/mallory/img/blobs/{digest}")
+            assert status != 200
+            assert layer[:100] not in body or len(layer) < 2
+
+
+async def test_a_credential_in_a_query_opens_nothing_for_others(site: Site) -> None:
+    site.registry.user = "alice:secret"
+    site.registry.query_token = "t0ken"
+    assert (await site.ask("/v2/lib/img/manifests/v1?token=t0ken"))[0] == 200
+    assert (await site.ask(BLOB))[0] == 401
+
+
+async def test_a_no_ends_what_a_yes_began(site: Site) -> None:
+    site.registry.user = "alice:secret"
+    digest = site.registry.push("lib/img", "v1", *LAYERS)
+    manifest = f"/v2/lib/img/manifests/{digest}"
+    site.shown = {"Authorization": site.registry.authorization}
+    await site.pull()
+    assert (await site.ask(manifest))[0] == 200
+    site.registry.user = "alice:changed"
+    assert (await site.ask(manifest))[0] == 401
+    assert (await site.ask(BLOB, "HEAD"))[0] == 401
+    await site.registry.close()
+    assert (await site.ask(manifest))[0] == 503
+    assert (await site.ask(BLOB))[0] == 503

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -58,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     if options.rate and not options.inside:
         return _in_a_namespace(given)
+    if options.inside:
+        # It is a process of its own then, and what it started ends with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     work = Path(tempfile.mkdtemp(prefix="shoal-mirror-", dir=_place(options)))
     try:
         if options.inside:

@@ -4,6 +4,7 @@
 once, while 429 makes them wait or ask again five times. 404 only when the registry says so.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
@@ -34,3 +35,20 @@ def refusal_of(error: DownloadError) -> web.Response:
     """What a download that failed before its first byte is answered with."""
     status, code = _OF_REASON.get(error.reason, (503, "UNAVAILABLE"))
     return refusal(status, code, str(error))
+
+
+def head(status: int, headers: Mapping[str, str], length_bytes: int | None) -> web.StreamResponse:
+    """An answer to HEAD: the length of a body that is not sent."""
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = length_bytes
+    return response
+
+
+def blob_headers(digest: str) -> dict[str, str]:
+    """Of every answer with a blob."""
+    return {
+        **VERSION_HEADERS,
+        "Content-Type": "application/octet-stream",
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+    }

@@ -19,7 +19,8 @@ GRANTS_MAX: Final = 65_536
 TOKEN_BYTES_MAX: Final = 64 * 1024
 """Of a token that is looked into for its end; a longer one is good for no time at all."""
 
-_Key = tuple[str, str, str, str]
+_Place = tuple[str, str, str]
+"""Registry, repository, digest."""
 
 
 class Grants:
@@ -30,7 +31,10 @@ class Grants:
         self._wall_clock = wall_clock
         self._ttl_ns = ttl_ns
         self._key = secrets.token_bytes(32)
-        self._until_ns: OrderedDict[_Key, int] = OrderedDict()
+        self._until_ns: OrderedDict[_Place, dict[str, int]] = OrderedDict()
+        """By credential. The place that was granted longest ago is forgotten first."""
+        self.count = 0
+        """How many are remembered."""
 
     def credential(self, authorization: str) -> str:
         """What a client's `Authorization` is known by; "" for none."""
@@ -52,16 +56,34 @@ class Grants:
         until_ns = self._clock.now_ns() + ttl_ns
         credential = self.credential(authorization)
         for digest in digests:
-            key = (credential, upstream, repository, digest)
-            self._until_ns[key] = until_ns
-            self._until_ns.move_to_end(key)
-        while len(self._until_ns) > GRANTS_MAX:
-            self._until_ns.popitem(last=False)
+            place = (upstream, repository, digest)
+            granted = self._until_ns.setdefault(place, {})
+            self.count += credential not in granted
+            granted[credential] = until_ns
+            self._until_ns.move_to_end(place)
+        while self.count > GRANTS_MAX:
+            _, dropped = self._until_ns.popitem(last=False)
+            self.count -= len(dropped)
+
+    def revoke(self, authorization: str, upstream: str, repository: str, digest: str) -> None:
+        """The registry has answered this credential with no."""
+        place = (upstream, repository, digest)
+        granted = self._until_ns.get(place, {})
+        if granted.pop(self.credential(authorization), None) is not None:
+            self.count -= 1
+            if not granted:
+                del self._until_ns[place]
+
+    def forget(self, upstream: str, repository: str, digest: str) -> None:
+        """Nobody's right holds any longer: what it was for may be gone."""
+        self.count -= len(self._until_ns.pop((upstream, repository, digest), {}))
 
     def allows(self, authorization: str, upstream: str, repository: str, digest: str) -> bool:
         """Whether the registry said yes lately."""
-        key = (self.credential(authorization), upstream, repository, digest)
-        return self._until_ns.get(key, 0) > self._clock.now_ns()
+        granted = self._until_ns.get((upstream, repository, digest))
+        if granted is None:
+            return False
+        return granted.get(self.credential(authorization), 0) > self._clock.now_ns()
 
 
 def token_seconds_left(authorization: str, now_s: float) -> float | None:

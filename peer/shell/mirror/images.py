@@ -59,11 +59,22 @@ class ImageBook:
         self._images.move_to_end((repository, manifest.digest))
         self._by_blob.update(dict.fromkeys(((repository, blob) for blob in blobs), image))
         if len(self._images) > IMAGES_MAX:
-            (where, _), dropped = self._images.popitem(last=False)
-            for blob in dropped.blobs:
-                if self._by_blob.get((where, blob)) is dropped:
-                    del self._by_blob[where, blob]
+            self._drop(*next(iter(self._images)))
         return image
+
+    def forget(self, repository: str, digest: str) -> None:
+        """A manifest may be at its registry no longer."""
+        kept = self._manifests.pop((repository, digest), None)
+        if kept is not None:
+            self._kept_bytes -= len(kept.body)
+        if (repository, digest) in self._images:
+            self._drop(repository, digest)
+
+    def _drop(self, repository: str, digest: str) -> None:
+        dropped = self._images.pop((repository, digest))
+        for blob in dropped.blobs:
+            if self._by_blob.get((repository, blob)) is dropped:
+                del self._by_blob[repository, blob]
 
     def image_of(self, repository: str, blob: str) -> Image | None:
         """The image that was seen last with this blob."""

@@ -15,6 +15,7 @@ _HOST: Final = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 )
 _PLACES: Final = ("manifests", "blobs", "referrers", "tags")
+_UPLOAD: Final = re.compile(r"/v2/(.+)/blobs/uploads/([A-Za-z0-9._~%=+-]{0,1024})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,9 @@ class Asked:
     """The registry that the path begins with, as `reg.example:5000`; "" for none."""
     repository: str
     place: str
-    """`manifests`, `blobs`, `referrers` or `tags`."""
+    """`manifests`, `blobs`, `referrers`, `tags` or `uploads`."""
     reference: str
-    """A tag, a digest, or `list` for tags."""
+    """A tag, a digest, `list` for tags, or what the registry calls an upload; "" for a new one."""
 
     @property
     def is_digest(self) -> bool:
@@ -37,11 +38,12 @@ class Asked:
     @property
     def upstream_path(self) -> str:
         """The same path at the registry itself."""
-        return f"/v2/{self.repository}/{self.place}/{self.reference}"
+        place = "blobs/uploads" if self.place == "uploads" else self.place
+        return f"/v2/{self.repository}/{place}/{self.reference}"
 
 
 def parse_path(path: str, registries: frozenset[str]) -> Asked | None:
-    """Takes a decoded path apart; None if it is none of the protocol's for reading. `registries`:
+    """Takes a decoded path apart; None if it is none of the protocol's for contents. `registries`:
     names that a path may begin with, which then are not a part of the repository."""
     if not path.startswith("/v2/"):
         return None
@@ -64,6 +66,19 @@ def parse_path(path: str, registries: frozenset[str]) -> Asked | None:
     except UsageError:
         return None
     return Asked(registry, repository, place, digest) if digest == reference else None
+
+
+def parse_upload(path: str, registries: frozenset[str]) -> Asked | None:
+    """The same for the path of an upload, as it was sent: its last part is the registry's own
+    name for the upload and is not decoded."""
+    found = _UPLOAD.fullmatch(path)
+    if found is None or found[2] in (".", ".."):
+        return None
+    registry, _, below = found[1].partition("/")
+    repository = below if below and registry in registries else found[1]
+    if not is_repository(repository):
+        return None
+    return Asked(registry if repository == below else "", repository, "uploads", found[2])
 
 
 def is_registry_name(text: str) -> bool:

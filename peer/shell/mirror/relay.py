@@ -2,9 +2,11 @@
 
 Passes on what a registry needs to decide (authorization, what is accepted, conditions) and nothing
 of the connection. Follows no redirect: clients do that, with rules of their own for credentials.
-Knows neither the swarm nor the store.
+What clients send is passed on while it comes, and never twice. Knows neither the swarm nor the
+store.
 """
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -12,15 +14,21 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
+from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from peer.shell.mirror.bodies import IDLE_S, BodyFailedError, ClientBody
 from peer.shell.mirror.upstreams import Upstream
+from shoal.wire.errors import UsageError
 
 HEAD_TIMEOUT_S: Final = 20.0
 """For a registry to begin its answer. containerd gives up after 30."""
 CONNECT_TIMEOUT_S: Final = 5.0
 CONNECTIONS_MAX: Final = 256
+COMMIT_TIMEOUT_S: Final = 300.0
+"""For a registry to answer when it has all that it was sent: it may have to read and hash a whole
+layer first."""
 
 LOOP_HEADER: Final = "Shoal-Mirrored"
 """Says that a request has passed a mirror; one that comes to a mirror again is refused."""
@@ -36,6 +44,8 @@ _ASKED: Final = (
     "Docker-Distribution-Api-Version",
     "OCI-Filters-Applied",
 )
+_SENT: Final = ("Content-Type", "Content-Length", "Content-Range", "Content-Encoding")
+"""Of requests with a body."""
 _OF_THE_CONNECTION: Final = frozenset(
     {
         "connection",
@@ -58,16 +68,25 @@ class UpstreamFailedError(Exception):
 
 
 class Relay:
-    """Connections to registries. Must be used on one event loop; `close` it at the end."""
+    """Connections to registries. Must be used on one event loop; `start` it first, `close` it at
+    the end."""
 
     def __init__(self, *, ca_file: Path | None = None) -> None:
-        # True: the system's certificates, which aiohttp has in memory. Reading them again would
-        # hold up the first client for longer than its first bytes take.
-        self._ssl: ssl.SSLContext | bool = True
-        if ca_file is not None:
-            self._ssl = ssl.create_default_context()
-            self._ssl.load_verify_locations(ca_file)
+        self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Reads the certificates that registries are known by. Raises UsageError."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=CONNECTIONS_MAX, ssl=await asyncio.to_thread(self._tls)
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
+            ),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     @asynccontextmanager
     async def ask(
@@ -95,6 +114,48 @@ class Relay:
         finally:
             response.release()
 
+    @asynccontextmanager
+    async def send(
+        self, upstream: Upstream, path: str, http: web.Request, *, query: str = ""
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, ClientBody]]:
+        """Passes on a request that writes, its body while it comes. The answer may begin before
+        the body has ended. Raises UpstreamFailedError and BodyFailedError."""
+        url = URL(f"{upstream.url}{path}{'?' + query if query else ''}", encoded=True)
+        headers = asked_headers(http.headers)
+        headers.extend((name, http.headers[name]) for name in _SENT if name in http.headers)
+        if not http.body_exists:
+            headers["Content-Length"] = "0"
+        limit = asyncio.timeout(HEAD_TIMEOUT_S)
+        body = ClientBody(http, limit, answer_s=COMMIT_TIMEOUT_S)
+        try:
+            async with limit:
+                response = await self._opened().request(
+                    http.method,
+                    url,
+                    headers=headers,
+                    # Always something that is iterated once: the library repeats a request
+                    # without a body whose connection died.
+                    data=body,
+                    expect100=body.is_expected,
+                    skip_auto_headers=("Content-Type",),
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if body.broken:
+                raise BodyFailedError(400, "the body of the request broke off") from error
+            if body.awaits_client and isinstance(error, TimeoutError):
+                raise BodyFailedError(408, f"the client sent nothing for {IDLE_S:g} s") from error
+            raise UpstreamFailedError(
+                f"{upstream.name} cannot be reached: {type(error).__name__}"
+            ) from error
+        body.answered()
+        try:
+            yield response, body
+        finally:
+            # An answer may come before the body has ended: then nothing more of that is sent.
+            response.close()
+
     async def close(self) -> None:
         """Ends all connections. Safe to call twice."""
         if self._session is not None:
@@ -103,15 +164,19 @@ class Relay:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=self._ssl),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
-                ),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            raise UpstreamFailedError("this mirror is stopping")
         return self._session
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            try:
+                context.load_verify_locations(self._ca_file)
+            except OSError as error:  # What TLS finds wrong with it is one, too.
+                tls = isinstance(error, ssl.SSLError)
+                why = "no PEM certificates in it" if tls else error.strerror
+                raise UsageError(f"origin.ca_file = {self._ca_file}: {why}") from error
+        return context
 
 
 def asked_headers(headers: "Mapping[str, str] | CIMultiDict[str]") -> CIMultiDict[str]:
@@ -130,3 +195,10 @@ def told_headers(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     return CIMultiDict(
         (name, value) for name, value in headers if name.lower() not in _OF_THE_CONNECTION
     )
+
+
+def without_range(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """A client's headers for a question about the whole."""
+    own = CIMultiDict(headers)
+    own.popall("Range", None)
+    return own

@@ -7,25 +7,36 @@ what is asked of whom; fetches nothing itself.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 
 from peer.shell.api_routes import break_off
 from peer.shell.api_types import DownloadError
-from peer.shell.mirror.answers import VERSION_HEADERS, refusal, refusal_of
+from peer.shell.mirror.answers import VERSION_HEADERS, blob_headers, head, refusal, refusal_of
+from peer.shell.mirror.bodies import hand_back
 from peer.shell.mirror.grants import Grants
 from peer.shell.mirror.images import MANIFEST_BYTES_MAX, Image, ImageBook, Manifest, digest_of
+from peer.shell.mirror.locations import Locations
 from peer.shell.mirror.paths import Asked, parse_path
 from peer.shell.mirror.pulls import Pull, Pulls
 from peer.shell.mirror.ranges import Unsatisfiable, parse_range
-from peer.shell.mirror.relay import LOOP_HEADER, Relay, UpstreamFailedError, told_headers
+from peer.shell.mirror.relay import (
+    LOOP_HEADER,
+    Relay,
+    UpstreamFailedError,
+    told_headers,
+    without_range,
+)
 from peer.shell.mirror.upstreams import Upstream, UpstreamRefusedError, Upstreams
+from peer.shell.mirror.verdicts import MirrorRequest, Verdicts, Yes
+from peer.shell.mirror.writes import READING, Writes, asked_to_write
+from peer.shell.origin.base import OriginStat
+from peer.shell.origin.request import OriginRequest
 from peer.shell.sending import can_send
 from peer.shell.streams import RunningContent
 from shoal.runtime.clock import Clock
@@ -56,24 +67,6 @@ class MirrorCounters:
     """Blobs that broke off or could not be begun."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request whose registry is known."""
-
-    http: web.Request
-    asked: Asked
-    upstream: Upstream
-
-    @property
-    def authorization(self) -> str:
-        return self.http.headers.get("Authorization", "")
-
-    @property
-    def place(self) -> str:
-        """The repository among all registries."""
-        return f"{self.upstream.name}/{self.asked.repository}"
-
-
 class MirrorRoutes:
     """Answers requests. `unready()`: why no blob can be served now, "" if one can."""
 
@@ -82,14 +75,19 @@ class MirrorRoutes:
         *,
         upstreams: Upstreams,
         relay: Relay,
+        stat: Callable[[OriginRequest], Awaitable[OriginStat]],
         grants: Grants,
         pulls: Pulls,
         unready: Callable[[], str],
         clock: Clock,
+        writes: bool = False,
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
+        self._locations = Locations()
+        self._writes = Writes(relay, self._locations, self._changed) if writes else None
         self._grants = grants
+        self._verdicts = Verdicts(relay, grants, stat)
         self._pulls = pulls
         self._unready = unready
         self._clock = clock
@@ -105,21 +103,18 @@ class MirrorRoutes:
         self.counters.requests += 1
         if LOOP_HEADER in http.headers:
             return refusal(508, "UNSUPPORTED", "this request has passed a mirror already: a loop")
-        if http.method not in ("GET", "HEAD"):
-            return refusal(405, "UNSUPPORTED", "this mirror is for reading")
+        if http.method not in READING and self._writes is None:
+            return refusal(405, "UNSUPPORTED", "this mirror is for reading: see mirror.writes")
         try:
+            written = await self._written(http, listener)
+            if written is not None:
+                return written
             if http.path in ("/v2/", "/v2"):
                 return await self._ping(http, listener)
             asked = parse_path(http.path, self._upstreams.names)
             if asked is None:
                 return refusal(404, "NAME_INVALID", "no path of the distribution protocol")
-            upstream = self._upstreams.choose(
-                header=http.headers.get("X-Dragonfly-Registry", ""),
-                namespace=http.query.get("ns", ""),
-                prefix=asked.registry,
-                listener=listener,
-            )
-            request = _Request(http, asked, upstream)
+            request = self._request(http, asked, listener)
             if asked.place == "blobs" and asked.reference.startswith(f"{SWARM_ALGORITHM}:"):
                 return await self._blob(request)
             if asked.place == "manifests":
@@ -129,6 +124,37 @@ class MirrorRoutes:
             return refusal(403, "DENIED", str(error))
         except UpstreamFailedError as error:
             return refusal(503, "UNAVAILABLE", str(error))
+
+    def _request(self, http: web.Request, asked: Asked, listener: str) -> MirrorRequest:
+        header, namespace = http.headers.get("X-Dragonfly-Registry", ""), http.query.get("ns", "")
+        upstream = self._upstreams.choose(
+            header=header, namespace=namespace, prefix=asked.registry, listener=listener
+        )
+        told = bool(header or namespace or asked.registry)
+        return MirrorRequest(http, asked, upstream, upstream.name if told else "")
+
+    async def _written(self, http: web.Request, listener: str) -> web.StreamResponse | None:
+        """The answer to a request that writes, or goes where a registry sent its client; None for
+        any other."""
+        if self._writes is None:
+            return None
+        path, query = http.rel_url.raw_path, http.rel_url.raw_query_string
+        if (sealed := self._locations.opened(path)) is not None:
+            upstream = self._upstreams.choose(prefix=sealed[0])
+            return await self._writes.pass_on(http, upstream, sealed[1], query, upstream.name)
+        asked = asked_to_write(http.method, path, self._upstreams.names)
+        if asked is None:
+            if http.method in READING:
+                return None
+            return refusal(405, "UNSUPPORTED", f"nothing takes {http.method} at this path")
+        request = self._request(http, asked, listener)
+        return await self._writes.write(http, request.upstream, asked, _query(http), request.named)
+
+    def _changed(self, upstream: Upstream, repository: str, digest: str) -> None:
+        """Somebody wrote: what is remembered of it may not be so any longer."""
+        self._images.forget(f"{upstream.name}/{repository}", digest)
+        self._grants.forget(upstream.name, repository, digest)
+        self._false.pop(digest, None)
 
     # ------------------------------------------------------------ from the registry
 
@@ -142,7 +168,7 @@ class MirrorRoutes:
                 status=answer.status, headers=told_headers(answer.headers.items()), body=body
             )
 
-    async def _pass_through(self, request: _Request) -> web.StreamResponse:
+    async def _pass_through(self, request: MirrorRequest) -> web.StreamResponse:
         async with self._relay.ask(
             request.upstream,
             request.http.method,
@@ -150,20 +176,15 @@ class MirrorRoutes:
             query=_query(request.http),
             headers=request.http.headers,
         ) as answer:
-            response = web.StreamResponse(
-                status=answer.status, headers=told_headers(answer.headers.items())
-            )
-            await response.prepare(request.http)
-            try:
-                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
-                    await response.write(chunk)
-            except (aiohttp.ClientError, TimeoutError):
-                break_off(request.http)
-                return response
-            await response.write_eof()
-            return response
+            headers = told_headers(answer.headers.items())
+            where = (request.upstream, request.asked.upstream_path, request.named)
+            if location := headers.get("Location"):
+                headers["Location"] = self._locations.inward(location, *where)
+            if link := headers.get("Link"):
+                headers["Link"] = self._locations.link_inward(link, *where)
+            return await hand_back(request.http, answer, headers)
 
-    async def _manifest(self, request: _Request) -> web.StreamResponse:
+    async def _manifest(self, request: MirrorRequest) -> web.StreamResponse:
         asked = request.asked
         try:
             async with self._relay.ask(
@@ -171,7 +192,7 @@ class MirrorRoutes:
                 request.http.method,
                 asked.upstream_path,
                 query=_query(request.http),
-                headers=_without_range(request.http.headers),
+                headers=without_range(request.http.headers),
             ) as answer:
                 body = await _bounded(answer)
         except UpstreamFailedError:
@@ -182,17 +203,20 @@ class MirrorRoutes:
         headers = told_headers(answer.headers.items())
         if request.http.method == "HEAD":
             length = headers.popall("Content-Length", [""])[0]
-            return _head(answer.status, headers, int(length) if length.isdigit() else None)
+            return head(answer.status, headers, int(length) if length.isdigit() else None)
         if answer.status == 200:
             if asked.is_digest and digest_of(body, asked.reference.partition(":")[0]) != (
                 asked.reference
             ):
                 return refusal(503, "UNAVAILABLE", f"{request.upstream.name} sent another manifest")
-            self._seen(request, body, answer.headers.get("Content-Type", ""))
+            if not _query(request.http):  # It may have a credential in it, which is not a key here.
+                self._seen(request, body, answer.headers.get("Content-Type", ""))
+        elif 400 <= answer.status < 500 and answer.status != 429:
+            self._verdicts.refused(request)
         headers.popall("Content-Length", None)
         return web.Response(status=answer.status, headers=headers, body=body)
 
-    def _seen(self, request: _Request, body: bytes, media_type: str) -> None:
+    def _seen(self, request: MirrorRequest, body: bytes, media_type: str) -> None:
         """The registry lets this client have a manifest, and so what it names."""
         manifest = Manifest(digest_of(body), media_type, body)
         image = self._images.note(request.place, manifest)
@@ -201,32 +225,26 @@ class MirrorRoutes:
             request.authorization, request.upstream.name, request.asked.repository, granted
         )
 
-    def _kept_manifest(self, request: _Request) -> web.StreamResponse | None:
+    def _kept_manifest(self, request: MirrorRequest) -> web.StreamResponse | None:
         """A manifest by digest while its registry is away, for whom it lately let have it."""
         kept = self._images.manifest(request.place, request.asked.reference)
-        if kept is None or not self._granted(request):
+        if kept is None or not self._verdicts.granted(request):
             return None
         headers = {"Docker-Content-Digest": kept.digest, "Content-Type": kept.media_type}
         if request.http.method == "HEAD":
-            return _head(200, {**VERSION_HEADERS, **headers}, len(kept.body))
+            return head(200, {**VERSION_HEADERS, **headers}, len(kept.body))
         return web.Response(headers={**VERSION_HEADERS, **headers}, body=kept.body)
 
     # ------------------------------------------------------------ through the swarm
 
-    def _granted(self, request: _Request) -> bool:
-        return self._grants.allows(
-            request.authorization,
-            request.upstream.name,
-            request.asked.repository,
-            request.asked.reference,
-        )
-
-    async def _blob(self, request: _Request) -> web.StreamResponse:
-        if request.http.method == "HEAD" or not self._granted(request):
-            told = await self._ask_for_blob(request)
-            if told is not None:
-                self.counters.refused += told.status >= 400
-                return told
+    async def _blob(self, request: MirrorRequest) -> web.StreamResponse:
+        told: Yes | None = None
+        if request.http.method == "HEAD" or not self._verdicts.granted(request):
+            answer = await self._verdicts.ask(request)
+            if isinstance(answer, web.StreamResponse):
+                self.counters.refused += answer.status >= 400
+                return answer
+            told = answer
         if reason := self._unready():
             return refusal(503, "UNAVAILABLE", f"this mirror is {reason}")
         blob = request.asked.reference
@@ -245,7 +263,7 @@ class MirrorRoutes:
         try:
             part = "Range" in request.http.headers
             async with self._pulls.reading(pull, blob, request.authorization, part=part) as content:
-                return await self._send(request, pull, content)
+                return await self._send(request, pull, content, told)
         except (DownloadError, UsageError) as error:
             if isinstance(error, UsageError):
                 return refusal(400, "UNSUPPORTED", str(error))
@@ -261,51 +279,19 @@ class MirrorRoutes:
             if len(self._false) > FALSE_MAX:
                 self._false.popitem(last=False)
 
-    async def _ask_for_blob(self, request: _Request) -> web.StreamResponse | None:
-        """Asks the registry whether this client may have a blob. Its answer, if it says no or is
-        all that the client wants; None if the content is to be sent."""
-        try:
-            async with self._relay.ask(
-                request.upstream,
-                "HEAD",
-                request.asked.upstream_path,
-                headers=_without_range(request.http.headers),
-            ) as answer:
-                status, headers = answer.status, told_headers(answer.headers.items())
-            if status >= 500 or status == 429:
-                raise UpstreamFailedError(f"{request.upstream.name} answers {status}")
-        except UpstreamFailedError:
-            if self._granted(request):
-                return None
-            raise
-        length = headers.popall("Content-Length", [""])[0]
-        if status < 400:
-            self._grants.grant(
-                request.authorization,
-                request.upstream.name,
-                request.asked.repository,
-                (request.asked.reference,),
-            )
-            if request.http.method == "HEAD" and status == 200 and length.isdigit():
-                told = {**_blob_headers(request.asked.reference), "Accept-Ranges": "bytes"}
-                return _head(200, told, int(length))
-            return None
-        if status == 404:
-            return refusal(404, "BLOB_UNKNOWN", f"{request.upstream.name} has no such blob")
-        # The challenge is what clients need; a HEAD had no body to pass on.
-        answered = refusal(status, "UNAUTHORIZED", f"{request.upstream.name} does not allow it")
-        for name, value in headers.items():
-            if name.lower() != "content-type":
-                answered.headers.add(name, value)
-        return answered
-
     async def _send(
-        self, request: _Request, pull: Pull, content: RunningContent
+        self, request: MirrorRequest, pull: Pull, content: RunningContent, told: Yes | None
     ) -> web.StreamResponse:
         http = request.http
         descriptor = await content.known()
         size = descriptor.geometry.size_bytes
-        headers = _blob_headers(request.asked.reference)
+        if told is not None:
+            if size is not None and told.size_bytes not in (None, size):
+                self.counters.refused += 1
+                what = f"{request.upstream.name} has something else of {told.size_bytes} bytes"
+                return refusal(503, "UNAVAILABLE", what)
+            self._verdicts.accepted(request)
+        headers = blob_headers(request.asked.reference)
         first, end, status = 0, size, 200
         if size is not None:
             headers["Accept-Ranges"] = "bytes"
@@ -348,32 +334,10 @@ class MirrorRoutes:
         self.counters.blob_bytes += sent_bytes
 
 
-def _head(status: int, headers: Mapping[str, str], length_bytes: int | None) -> web.StreamResponse:
-    """An answer to HEAD: the length of a body that is not sent."""
-    response = web.StreamResponse(status=status, headers=headers)
-    response.content_length = length_bytes
-    return response
-
-
-def _blob_headers(digest: str) -> dict[str, str]:
-    return {
-        **VERSION_HEADERS,
-        "Content-Type": "application/octet-stream",
-        "Docker-Content-Digest": digest,
-        "ETag": f'"{digest}"',
-    }
-
-
 def _query(http: web.Request) -> str:
     """The query without what is said to the mirror alone."""
     parts = http.rel_url.raw_query_string.split("&")
     return "&".join(part for part in parts if part and not part.startswith("ns="))
-
-
-def _without_range(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    own = CIMultiDict(headers)
-    own.popall("Range", None)
-    return own
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:

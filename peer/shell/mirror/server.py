@@ -6,7 +6,7 @@ Owns sockets and the parts of the mirror; what a request gets is in `peer.shell.
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,8 @@ from peer.shell.mirror.pulls import Collection, Pulls
 from peer.shell.mirror.relay import Relay
 from peer.shell.mirror.routes import MirrorRoutes
 from peer.shell.mirror.upstreams import Upstream, Upstreams
+from peer.shell.origin.http import HttpOptions, HttpOrigin
+from peer.shell.origin.internal import InternalHosts
 from shoal.runtime.clock import Clock
 from shoal.runtime.config_values import Endpoint
 from shoal.wire.errors import UsageError
@@ -36,7 +38,11 @@ class MirrorOptions:
     upstreams: tuple[Upstream, ...]
     default: str = ""
     verdict_ttl_ns: int
+    writes: bool = False
+    """Whether what clients push and delete is passed through."""
     ca_file: Path | None = None
+    internal_hosts: InternalHosts = field(default_factory=InternalHosts)
+    """Internal hosts that registries may redirect to."""
 
 
 class RegistryMirror:
@@ -58,14 +64,19 @@ class RegistryMirror:
             if name not in self._upstreams.names:
                 raise UsageError(f"{endpoint}={name}: list {name} among mirror.upstreams")
         self._relay = Relay(ca_file=options.ca_file)
+        self._storage = HttpOrigin(
+            HttpOptions(ca_file=options.ca_file, internal_hosts=options.internal_hosts)
+        )
         self._pulls = Pulls(start, is_here)
         self._routes = MirrorRoutes(
             upstreams=self._upstreams,
             relay=self._relay,
+            stat=self._storage.stat,
             grants=Grants(clock, wall_clock, options.verdict_ttl_ns),
             pulls=self._pulls,
             unready=unready,
             clock=clock,
+            writes=options.writes,
         )
         self._runners: list[web.AppRunner] = []
         self.addresses: list[Endpoint] = []
@@ -79,6 +90,7 @@ class RegistryMirror:
 
     async def start(self) -> None:
         """Listens. Raises UsageError."""
+        await self._relay.start()
         listeners = [(endpoint, "") for endpoint in self._options.listen]
         for endpoint, registry in (*listeners, *self._options.dedicated):
             self.addresses.append(await self._listen(endpoint, registry))
@@ -88,7 +100,7 @@ class RegistryMirror:
             return await self._routes.answer(request, registry)
 
         application = web.Application()
-        application.router.add_route("*", "/{path:.*}", answer)
+        application.router.add_route("*", "/{path:.*}", answer, expect_handler=_go_on_later)
         runner = web.AppRunner(
             application,
             access_log=None,
@@ -112,3 +124,11 @@ class RegistryMirror:
         await asyncio.gather(*(runner.cleanup() for runner in runners))
         await self._pulls.close()
         await self._relay.close()
+        await self._storage.close()
+
+
+async def _go_on_later(request: web.Request) -> None:
+    """A client that asks before it sends a body is told to go on by whoever takes the body."""
+    expected = request.headers.get("Expect", "")
+    if expected.lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="the mirror knows Expect: 100-continue alone")

@@ -4,8 +4,10 @@ Asks with GET only, because signed URLs are signed for one method: `stat` is a G
 byte. An origin without ranges answers that with its whole content; this answer is parked for a
 few seconds, so that the read which follows takes it up instead of asking again. Redirects are
 followed here and not by aiohttp: every header of the user is a credential and stays with scheme,
-host and port. Never decompresses, never sends a precondition, never tries twice (aiohttp alone
-repeats a GET once whose connection died before the answer began).
+host and port, and only the user names an internal address, no redirect does. A storage that
+refuses a signed URL may have seen it too late, so the way there is asked for once more. Never
+decompresses, never sends a precondition, and otherwise never tries twice (aiohttp alone repeats a
+GET once whose connection died before the answer began).
 """
 
 import asyncio
@@ -14,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -27,12 +29,16 @@ from peer.shell.origin.base import OriginBody, OriginError, OriginStat
 from peer.shell.origin.http_answer import Answer, check_same, read_answer
 from peer.shell.origin.http_body import HttpBody
 from peer.shell.origin.http_errors import RAISED, translate
+from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest
 from peer.shell.urls import place_of, redirect_url
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.limits import KIB
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+_ENDED: Final = frozenset({401, 403})
+"""What storages answer to a signed URL that has expired."""
 
 DRAIN_BYTES_MAX: Final = 16 * KIB
 """A body that nobody wants is read to its end up to this size, to keep the connection."""
@@ -50,6 +56,7 @@ class HttpOptions:
 
     connections_per_host: int = 8
     connections_total: int = 64
+    """Both again for where redirects lead."""
     connect_timeout_s: float = 10.0
     """For waiting for a place in the pool, resolving the name, connecting and TLS together."""
     stall_timeout_s: float = 10.0
@@ -59,6 +66,8 @@ class HttpOptions:
     redirects_max: int = 10
     allow_downgrade: bool = False
     """Whether https may redirect to http."""
+    internal_hosts: InternalHosts = field(default_factory=InternalHosts)
+    """Internal hosts that redirects may lead to."""
     ca_file: Path | None = None
     """PEM certificates trusted for every request beside the system's own."""
     park_timeout_s: float = 5.0
@@ -87,9 +96,12 @@ class HttpOrigin:
         self._options = options
         self._wall_clock = wall_clock
         self._session: aiohttp.ClientSession | None = None
+        self._redirected: aiohttp.ClientSession | None = None
+        """For where redirects lead, with connections of its own: one that a user was let make must
+        not serve a redirect."""
         self._closed = False
         self._parked: OrderedDict[OriginRequest, tuple[_Good, asyncio.TimerHandle]] = OrderedDict()
-        self._ssl_contexts: OrderedDict[Path | None, ssl.SSLContext] = OrderedDict()
+        self._ssl_contexts: OrderedDict[tuple[Path | None, str], ssl.SSLContext] = OrderedDict()
 
     async def stat(self, request: OriginRequest) -> OriginStat:
         """Asks for the first byte and reads what the answer says. Raises OriginError."""
@@ -156,8 +168,9 @@ class HttpOrigin:
         self._closed = True
         while self._parked:
             self._unpark(next(iter(self._parked)))
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._redirected):
+            if session is not None:
+                await session.close()
 
     # ------------------------------------------------------------ asking
 
@@ -169,6 +182,16 @@ class HttpOrigin:
         if asked is not None:
             start, end = asked
             own["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        url, host, response = await self._follow(request, own)
+        if response.status in _ENDED and place_of(url) != place_of(request.url):
+            await self._discard(response)
+            url, host, response = await self._follow(request, own)
+        return host, response
+
+    async def _follow(
+        self, request: OriginRequest, own: CIMultiDict[str]
+    ) -> tuple[str, str, aiohttp.ClientResponse]:
+        """From the request's URL to the answer that is no redirect: its URL, host and itself."""
         headers = own.copy()
         headers.extend(request.headers)
         url, host = request.url, ""
@@ -176,7 +199,7 @@ class HttpOrigin:
             host = urlsplit(url).netloc
             response = await self._send(url, host, headers, request)
             if response.status not in _REDIRECTS:
-                return host, response
+                return url, host, response
             target = await self._redirect_target(url, host, response)
             if place_of(target) != place_of(url):
                 headers = own
@@ -189,8 +212,11 @@ class HttpOrigin:
     async def _send(
         self, url: str, host: str, headers: CIMultiDict[str], request: OriginRequest
     ) -> aiohttp.ClientResponse:
+        # The host and port that a user or an operator named is theirs to name, wherever it is.
+        named = place_of(url)[1:] == place_of(request.url)[1:]
+        named = named or self._options.internal_hosts.names(url)
         try:
-            return await self._open_session().get(
+            return await self._open_session(named).get(
                 URL(url, encoded=True),
                 headers=headers,
                 allow_redirects=False,
@@ -322,53 +348,61 @@ class HttpOrigin:
 
     # ------------------------------------------------------------ session and TLS
 
-    def _open_session(self) -> aiohttp.ClientSession:
+    def _open_session(self, named: bool) -> aiohttp.ClientSession:
         if self._closed:
             raise OriginError(Reason.SHUTTING_DOWN, "the daemon is shutting down")
-        if self._session is None:
-            options = self._options
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=options.connections_total,
-                    limit_per_host=options.connections_per_host,
-                    keepalive_timeout=options.idle_timeout_s,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=options.connect_timeout_s,
-                    sock_connect=options.connect_timeout_s,
-                    sock_read=options.stall_timeout_s,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": options.user_agent},
-                auto_decompress=False,
-                read_bufsize=options.read_buffer_bytes,
-                # Redirects to signed URLs have long Location headers.
-                max_field_size=32 * KIB,
-                max_line_size=32 * KIB,
-            )
-        return self._session
+        if named:
+            self._session = self._session or self._new_session(None)
+            return self._session
+        guard = self._options.internal_hosts.socket_for
+        self._redirected = self._redirected or self._new_session(guard)
+        return self._redirected
+
+    def _new_session(self, socket_for: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession:
+        options = self._options
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=options.connections_total,
+                limit_per_host=options.connections_per_host,
+                keepalive_timeout=options.idle_timeout_s,
+                socket_factory=socket_for,
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=options.connect_timeout_s,
+                sock_connect=options.connect_timeout_s,
+                sock_read=options.stall_timeout_s,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": options.user_agent},
+            auto_decompress=False,
+            read_bufsize=options.read_buffer_bytes,
+            # Redirects to signed URLs have long Location headers.
+            max_field_size=32 * KIB,
+            max_line_size=32 * KIB,
+        )
 
     async def _ssl(self, request: OriginRequest) -> ssl.SSLContext | bool:
         """How to verify the other side: aiohttp's own context, none, or one with more CAs. The
         user's choice holds for hosts that a redirect leads to, too."""
         if request.insecure_skip_verify:
             return False
-        if request.ca_file is None and self._options.ca_file is None:
+        if not (request.ca_file or self._options.ca_file or request.authorities):
             return True
-        context = self._ssl_contexts.get(request.ca_file)
+        key = request.ca_file, request.authorities
+        context = self._ssl_contexts.get(key)
         if context is None:
             files = [path for path in (self._options.ca_file, request.ca_file) if path is not None]
-            context = await asyncio.to_thread(_ssl_context, files)
-            self._ssl_contexts[request.ca_file] = context
+            context = await asyncio.to_thread(_ssl_context, files, request.authorities)
+            self._ssl_contexts[key] = context
             while len(self._ssl_contexts) > SSL_CONTEXTS_MAX:
                 self._ssl_contexts.popitem(last=False)
         else:
-            self._ssl_contexts.move_to_end(request.ca_file)
+            self._ssl_contexts.move_to_end(key)
         return context
 
 
-def _ssl_context(ca_files: list[Path]) -> ssl.SSLContext:
+def _ssl_context(ca_files: list[Path], authorities: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     for path in ca_files:
@@ -378,5 +412,12 @@ def _ssl_context(ca_files: list[Path]) -> ssl.SSLContext:
             what = error.strerror if not isinstance(error, ssl.SSLError) else "no PEM certificates"
             raise OriginError(
                 Reason.ORIGIN_INVALID, f"CA file {path} can't be read: {what}"
+            ) from None
+    if authorities:
+        try:
+            context.load_verify_locations(cadata=authorities)
+        except (ssl.SSLError, ValueError):
+            raise OriginError(
+                Reason.ORIGIN_INVALID, "the CA certificates of the request are no PEM certificates"
             ) from None
     return context

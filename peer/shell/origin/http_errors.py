@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 
 from peer.shell.origin.base import OriginError
+from peer.shell.origin.internal import InternalAddressError
 from shoal.wire.errors import Reason
 
 RAISED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
@@ -36,6 +37,12 @@ def translate(
     if isinstance(error, TimeoutError):
         return _failed(f"{host} sent nothing for {stall_timeout_s:g} s")
     if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error.os_error, InternalAddressError):
+            return OriginError(
+                Reason.ORIGIN_INVALID,
+                f"a redirect leads to {host}, which is at an internal address: refused; list it in "
+                "origin.internal_hosts if that is meant",
+            )
         return _failed(f"no connection to {host}: {_system_text(error)}")
     if isinstance(error, aiohttp.ClientPayloadError):
         return _failed(f"{host} ended the connection before the end of the content")

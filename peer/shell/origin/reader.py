@@ -9,7 +9,7 @@ through `peer.shell.origin.pieces` into the store.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from peer.core.effects import CancelOrigin, ReadOrigin, StatOrigin
 from peer.core.events import AnyEvent, OriginPieceStored, OriginReadEnded, StatEnded
@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 STATS_AT_ONCE: Final = 4
 """A collection may name thousands of files; the pool's other connections are for reading."""
+
+FRESH_RIGHTS_MAX: Final = 3
+"""For one attempt: where rights last for seconds, one may run out while the attempt waits for a
+connection."""
 
 STAT_TIMEOUT_S: Final = 60.0
 """A stat that was let begin ends within this time, redirects and all."""
@@ -51,18 +55,31 @@ class _Failure:
     retry_after_ms: int = 0
 
 
-class OriginReader:
-    """The shell of everything that this host asks of origins.
+class Rights(Protocol):
+    """The requests that local users made; `peer.shell.rights.Rights`."""
 
-    `resolve` gives the request that a local user made for a source, found by the effect's
-    `credential`, or None when nobody did (any more). `post` and all methods belong to the event
-    loop's thread.
+    def resolve(self, source_id: SourceId, credential: str) -> OriginRequest | None:
+        """The request for a source, found by the effect's `credential`, or None when nobody made
+        one (any more)."""
+        ...
+
+    async def renewed(
+        self, source_id: SourceId, credential: str, refused: OriginRequest, reason: Reason
+    ) -> OriginRequest | None:
+        """Another request after the origin refused it as it was; None if there is none."""
+        ...
+
+
+class OriginReader:
+    """The shell of everything that this host asks of origins. A request that its origin refuses is
+    made once more if its user has a fresh right to show. `post` and all methods belong to the
+    event loop's thread.
     """
 
     def __init__(
         self,
         origins: Origins,
-        resolve: Callable[[SourceId, str], OriginRequest | None],
+        rights: Rights,
         store: PieceSink,
         buffers: Buffers,
         offload: Offload,
@@ -72,7 +89,7 @@ class OriginReader:
         supervisor: Supervisor,
     ) -> None:
         self._origins = origins
-        self._resolve = resolve
+        self._rights = rights
         self._store = store
         self._buffers = buffers
         self._offload = offload
@@ -169,11 +186,13 @@ class OriginReader:
             end(result)
 
     async def _stat(self, source_id: SourceId, credential: str) -> OriginStat:
-        request = self._request(source_id, credential)
+        async def stat(request: OriginRequest) -> OriginStat:
+            return await self._origins.of(request).stat(request)
+
         async with self._stat_slots:
             try:
                 async with asyncio.timeout(STAT_TIMEOUT_S):
-                    return await self._origins.of(request).stat(request)
+                    return await self._with_right(source_id, credential, stat)
             except TimeoutError:
                 raise OriginError(
                     Reason.ORIGIN_FAILED, f"the origin did not answer in {STAT_TIMEOUT_S:g} s"
@@ -201,21 +220,44 @@ class OriginReader:
                 effect.request_id, piece, digest, length
             ),
         )
-        request = self._request(effect.source_id, effect.credential)
-        async with self._origins.of(request).open(
-            request,
-            start_byte=start_byte,
-            end_byte=end_byte,
-            validator=descriptor.validator,
-            size_bytes=geometry.size_bytes,
-        ) as body:
+
+        async def read(request: OriginRequest) -> int | None:
+            async with self._origins.of(request).open(
+                request,
+                start_byte=start_byte,
+                end_byte=end_byte,
+                validator=descriptor.validator,
+                size_bytes=geometry.size_bytes,
+            ) as body:
+                try:
+                    return await run.run(body)
+                finally:
+                    await run.settle()
+
+        return await self._with_right(effect.source_id, effect.credential, read)
+
+    async def _with_right(
+        self,
+        source_id: SourceId,
+        credential: str,
+        attempt: Callable[[OriginRequest], Awaitable[T]],
+    ) -> T:
+        """One attempt; again with a fresh right if the origin refused to begin."""
+        request = self._request(source_id, credential)
+        for left in reversed(range(FRESH_RIGHTS_MAX + 1)):
             try:
-                return await run.run(body)
-            finally:
-                await run.settle()
+                return await attempt(request)
+            except OriginError as error:
+                fresh = None
+                if left and error.reason in (Reason.ORIGIN_UNAUTHORIZED, Reason.ORIGIN_FORBIDDEN):
+                    fresh = await self._rights.renewed(source_id, credential, request, error.reason)
+                if fresh is None:
+                    raise
+                request = fresh
+        raise AssertionError("unreachable")
 
     def _request(self, source_id: SourceId, credential: str) -> OriginRequest:
-        request = self._resolve(source_id, credential)
+        request = self._rights.resolve(source_id, credential)
         if request is None:
             raise OriginError(
                 Reason.ORIGIN_NOT_ALLOWED, "nobody on this host wants this source from its origin"

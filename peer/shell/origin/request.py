@@ -15,13 +15,15 @@ class OriginRequest:
     """One thing to ask an origin for. Made by `peer.shell.urls.origin_request`, which checks it.
 
     `headers` are the user's own, in order; all of them count as credentials when a redirect leads
-    to another host. `ca_file` names PEM certificates trusted beside the system's own.
+    to another host. `ca_file` names PEM certificates trusted beside the system's own, `authorities`
+    has such certificates as text.
     """
 
     url: str
     headers: tuple[tuple[str, str], ...] = ()
     insecure_skip_verify: bool = False
     ca_file: Path | None = None
+    authorities: str = ""
 
     def __repr__(self) -> str:
         """URL without secrets and the names of the headers."""

@@ -106,6 +106,15 @@ def test_a_failure_before_anything_arrived_leaves_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_next_try_that_fails_at_once_keeps_what_an_earlier_one_got(tmp_path: Path) -> None:
+    refused = Failed(reason=Reason.ORIGIN_UNAUTHORIZED, detail="401")
+    get(Standalone(HALF, refused), str(tmp_path / "out.bin"))
+    # The registry's answer comes before the store is even looked at.
+    outcome = get(Standalone(refused), str(tmp_path / "out.bin"))
+    assert outcome.exit_code == 4
+    assert (tmp_path / ".out.bin.shoal" / "pieces").exists()
+
+
 def test_wrong_usage_leaves_nothing(tmp_path: Path) -> None:
     outcome = get(Standalone(error=UsageError("no such scheme")), str(tmp_path / "out.bin"))
     assert (outcome.exit_code, outcome.detail) == (2, "no such scheme")

@@ -111,6 +111,37 @@ def test_a_credential_needs_its_own_stat_once() -> None:
     assert rig.one(fx.DownloadEnded).reason is Reason.ORIGIN_FORBIDDEN
 
 
+def test_who_has_no_credential_is_not_let_in_with_one_who_has() -> None:
+    rig = Rig()
+    rig.up()
+    rig.want(1, sources=(source(credential="k"),))
+    stat_ends(rig)
+    rig.described()
+    assert rig.of(fx.SourceResolved)
+    rig.want(2)
+    assert rig.one(fx.StatOrigin).credential == ""
+    assert not rig.of(fx.SourceResolved)
+    stat_ends(rig, Reason.ORIGIN_UNAUTHORIZED)
+    ended = rig.one(fx.DownloadEnded)
+    assert (ended.download_id, ended.reason) == (2, Reason.ORIGIN_UNAUTHORIZED)
+    assert not rig.said(msg.StatAnswer), "it would end the other download as well"
+    rig.want(3)
+    stat_ends(rig)
+    assert rig.of(fx.SourceResolved)
+
+
+def test_a_yes_to_something_of_another_size_is_none() -> None:
+    rig = sealed_rig()
+    rig.want(1, sources=(source(credential="k", task_id=TASK),))
+    stat_ends(rig, size_bytes=30)
+    ended = rig.one(fx.DownloadEnded)
+    assert ended.reason is Reason.ORIGIN_CHANGED
+    assert not rig.all(fx.SourceResolved), "a page for signing in opens nothing"
+    rig.want(2, sources=(source(credential="k", task_id=TASK),))
+    stat_ends(rig)
+    assert rig.all(fx.SourceResolved)
+
+
 def test_a_verdict_expires() -> None:
     rig = sealed_rig()
     rig.want(1, sources=(source(credential="k"),))

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 
 from peer.shell.mirror.grants import GRANTS_MAX, Grants, token_seconds_left
 from peer.shell.mirror.images import IMAGES_MAX, ImageBook, Manifest, blobs_of, digest_of
-from peer.shell.mirror.paths import Asked, parse_path
+from peer.shell.mirror.paths import Asked, parse_path, parse_upload
 from peer.shell.mirror.ranges import ByteRange, Unsatisfiable, parse_range
 from peer.shell.mirror.relay import LOOP_HEADER, asked_headers, told_headers
 from peer.shell.mirror.upstreams import Upstream, UpstreamRefusedError, Upstreams, parse_upstream
@@ -69,6 +69,22 @@ def test_paths_of_the_protocol_are_read(path: str, asked: Asked) -> None:
 )
 def test_other_paths_are_none(path: str) -> None:
     assert parse_path(path, REGISTRIES) is None
+
+
+def test_paths_of_uploads_are_read_as_they_were_sent() -> None:
+    found = parse_upload("/v2/reg.example/lib/img/blobs/uploads/a%2Fb=", REGISTRIES)
+    assert found == Asked("reg.example", "lib/img", "uploads", "a%2Fb=")
+    assert found.upstream_path == "/v2/lib/img/blobs/uploads/a%2Fb="
+    assert parse_upload("/v2/img/blobs/uploads/", REGISTRIES) == Asked("", "img", "uploads", "")
+    for path in (
+        "/v2/blobs/uploads/",
+        "/v2/lib/img/blobs/uploads",
+        "/v2/lib/img/blobs/uploads/a/b",
+        "/v2/lib/img/blobs/uploads/..",
+        "/v2/lib/../img/blobs/uploads/a",
+        "/v2/lib%2Fimg/blobs/uploads/a",
+    ):
+        assert parse_upload(path, REGISTRIES) is None, path
 
 
 # ---------------------------------------------------------------- ranges
@@ -227,6 +243,20 @@ def test_tokens_that_do_not_say_when_they_end_are_taken_as_they_are() -> None:
     assert token_seconds_left("Bearer a." + "b" * 70_000 + ".c", 0.0) == 0.0
 
 
+def test_a_registry_may_take_back_what_it_said() -> None:
+    grants = Grants(Now(), lambda: 0.0, 60 * SECOND_NS)
+    for credential in ("Basic eA==", "Basic eQ=="):
+        grants.grant(credential, "reg", "img", (DIGEST, OTHER))
+    grants.revoke("Basic eA==", "reg", "img", DIGEST)
+    grants.revoke("Basic eA==", "reg", "never", DIGEST)
+    assert not grants.allows("Basic eA==", "reg", "img", DIGEST)
+    assert grants.allows("Basic eQ==", "reg", "img", DIGEST)
+    grants.forget("reg", "img", OTHER)
+    assert not grants.allows("Basic eQ==", "reg", "img", OTHER)
+    grants.revoke("Basic eQ==", "reg", "img", DIGEST)
+    assert grants.count == 0
+
+
 def test_grants_are_bounded() -> None:
     grants = Grants(Now(), lambda: 0.0, 60 * SECOND_NS)
     grants.grant("", "reg", "img", tuple(f"sha256:{number}" for number in range(GRANTS_MAX + 1)))
@@ -254,6 +284,18 @@ def test_the_blobs_of_a_manifest_are_one_image() -> None:
     assert image.blobs == (OTHER, DIGEST)
     assert book.image_of("reg/img", DIGEST) == image
     assert book.image_of("reg/other", DIGEST) is None
+
+
+def test_a_manifest_that_is_forgotten_leaves_nothing() -> None:
+    book = ImageBook()
+    manifest = manifest_of(DIGEST, OTHER)
+    book.note("reg/img", manifest)
+    book.note("reg/other", manifest)
+    for _ in range(2):
+        book.forget("reg/img", manifest.digest)
+    assert book.manifest("reg/img", manifest.digest) is None
+    assert book.image_of("reg/img", DIGEST) is None
+    assert book.image_of("reg/other", DIGEST) is not None
 
 
 def test_the_last_image_with_a_blob_counts_and_few_are_kept() -> None:

@@ -123,6 +123,7 @@ def test_a_newcomer_is_told_everything_once() -> None:
     rig = swarm(5)
     rig.hold("h0", unit(0, 1))
     rig.hold("h1", unit(1))
+    rig.hold("h2", unit(1))
     rig.wait(1)
     rig.connect("new", join_of(member()))
     rig.wait(1)
@@ -131,7 +132,7 @@ def test_a_newcomer_is_told_everything_once() -> None:
     (full,) = rig.got("new", msg.SwarmMap)
     assert full.full
     assert full.covered == ((0, 0b11),)
-    assert full.spread == ((0, 0b11),), "two hosts hold something: one is half"
+    assert full.spread == ((0, 0b10),), "three of six"
     rig.hold("h2", unit(3))
     rig.wait(1)
     (news,) = rig.got("new", msg.SwarmMap)
@@ -180,7 +181,7 @@ def test_messages_come_the_more_rarely_the_more_hosts_there_are() -> None:
         assert all(abs(gap - apart_ns) <= 2 for gap in gaps), (count, gaps)
 
 
-def test_half_of_the_swarm_is_half_of_those_who_hold_something() -> None:
+def test_half_of_the_swarm_is_half_of_all_who_are_in_it() -> None:
     rig = swarm(6)
     for name, units in (("h0", (0, 1)), ("h1", (0,)), ("h2", (0, 2)), ("h3", (3,))):
         rig.hold(name, unit(*units))
@@ -191,7 +192,7 @@ def test_half_of_the_swarm_is_half_of_those_who_hold_something() -> None:
     rig.wait(1)
     heard = rig.got("h1", msg.SwarmMap)[-1]
     assert heard.covered == ((0, 0b101111),)
-    assert heard.spread == ((0, 0b000001),), "four hosts hold a unit whole"
+    assert heard.spread == ((0, 0b000001),), "three of five"
 
 
 # ---------------------------------------------------------------- hosts that go and come

@@ -156,6 +156,39 @@ def test_private_content_needs_the_verdict_on_each_host() -> None:
     assert rig.got("c", msg.Described)
 
 
+def test_a_right_that_one_user_showed_opens_nothing_for_another_without_one() -> None:
+    rig = joined("a", "d", anonymous=False)
+    for name in "ad":
+        rig.answer(name, anonymous=False)
+    assert rig.got("a", msg.Described)
+    asked(rig, "a", "d")
+    rig.leave("a")
+    # Another user of the same host, and two elsewhere, while d goes on.
+    rig.join("a")
+    for name in "bc":
+        rig.connect(name)
+        rig.join(name)
+    assert not any(rig.got(name, msg.Described) for name in "abc")
+    assert asked(rig, "a", "b", "c") == ["a", "b", "c"]
+    rig.refuse("a", Reason.ORIGIN_UNAUTHORIZED)
+    assert all(rig.failures(name) for name in "abc")
+    assert not any(rig.got(name, msg.SwarmToken) for name in "bc")
+    assert not rig.failures("d")
+
+
+def test_what_is_public_after_all_is_for_everybody() -> None:
+    rig = joined("a", anonymous=False)
+    rig.answer("a", anonymous=False)
+    asked(rig, "a")
+    for name in "bc":
+        rig.connect(name)
+        rig.join(name)
+    assert asked(rig, "b", "c") == ["b", "c"]
+    rig.answer("b")
+    assert rig.got("b", msg.Described)
+    assert rig.got("c", msg.Described)
+
+
 def test_a_verdict_expires() -> None:
     rig = joined("a", "b", anonymous=False)
     rig.answer("a", anonymous=False)
