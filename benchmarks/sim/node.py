@@ -65,7 +65,8 @@ SimNode.DO = {
     fx.DownloadEnded: SimNode._download_ended,
     fx.Noted: SimNode._noted,
     fx.SourceResolved: SimNode._ignore,
-    fx.PrefixReadable: SimNode._ignore,
+    fx.PiecesReadable: SimNode._ignore,
+    fx.PiecesRevoked: SimNode._ignore,
     fx.SourceEnded: SimNode._ignore,
     fx.RemoveEnded: SimNode._ignore,
 }

@@ -14,7 +14,8 @@ from peer.core.effects import (
     HashPrefix,
     Noted,
     OpenTask,
-    PrefixReadable,
+    PiecesReadable,
+    PiecesRevoked,
     RefuseChild,
     SealTask,
     Withdraw,
@@ -354,6 +355,7 @@ class TaskKeeper:
             return
         told, task.told = task.told, 0
         self._outbox.lost(task, task.held)
+        self._revoke(task, task.readable)
         task.held = task.confirmed = 0
         task.records.clear()
         task.suppliers.clear()
@@ -387,11 +389,18 @@ class TaskKeeper:
             task.records.pop(piece, None)
             task.suppliers.pop(piece, None)
         self._state.emit(DropPieces(task_id=task.task_id, pieces=gone))
+        self._revoke(task, task.readable & gone)
         self._withdraw(task, told)
         if geometry.offset_bytes(bitfield.lowest(gone)) < task.hashed_to_bytes:
             task.hash_attempt += 1
             task.hashed_to_bytes = 0
             task.computed_digest = ""
+
+    def _revoke(self, task: Task, pieces: int) -> None:
+        """Readers may have been given bytes that are not to be trusted."""
+        if pieces:
+            task.readable &= ~pieces
+            self._state.emit(PiecesRevoked(task_id=task.task_id, pieces=pieces))
 
     def new_epoch(self, task: Task, epoch: int) -> None:
         """The scheduler voided the present epoch: drop everything and open the next one."""
@@ -406,13 +415,13 @@ class TaskKeeper:
         task.hash_attempt += 1
         task.hashed_to_bytes = 0
         task.computed_digest = ""
-        task.readable_to_bytes = 0
         task.phase = TaskPhase.ACTIVE
 
     # ------------------------------------------------------------ the end
 
     def _advance(self, task: Task) -> None:
-        """Lets hash and readers follow the prefix, and begins the check of a whole content."""
+        """Lets the hash follow the prefix, readers what is usable, and begins the check of a whole
+        content."""
         if task.phase is not TaskPhase.ACTIVE:
             return
         geometry = task.descriptor.geometry
@@ -439,19 +448,18 @@ class TaskKeeper:
         if not task.streaming:
             return
         geometry = task.descriptor.geometry
-        prefix = bitfield.prefix(usable)
         if geometry.size_bytes is not None and task.phase is not TaskPhase.SEALED:
             # The last piece is withheld until the whole digest has passed.
-            prefix = min(prefix, geometry.piece_count - 1)
-        readable = geometry.prefix_bytes(max(0, prefix))
-        if readable > task.readable_to_bytes:
-            task.readable_to_bytes = readable
-            self._state.emit(PrefixReadable(task_id=task.task_id, up_to_bytes=readable))
+            usable &= geometry.all_pieces >> 1
+        new = usable & ~task.readable
+        if new:
+            task.readable |= new
+            self._state.emit(PiecesReadable(task_id=task.task_id, pieces=new))
 
     def start_streaming(self, task: Task) -> None:
-        """A reader wants the task in order."""
+        """Somebody reads the task while it arrives."""
         task.streaming = True
-        task.readable_to_bytes = 0
+        task.readable = 0  # Who comes later is told all of it.
         if task.phase in OPEN_PHASES:
             self._let_read(task, self.announceable(task))
 

@@ -257,12 +257,21 @@ class SourceResolved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixReadable:
-    """For streaming readers: bytes up to here are verified and may be handed out. The last piece
-    is withheld until the whole digest has passed."""
+class PiecesReadable:
+    """For readers of a content that arrives: these pieces are verified too and may be handed out.
+    The last piece is withheld until the whole digest has passed."""
 
     task_id: TaskId
-    up_to_bytes: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecesRevoked:
+    """For the same readers: pieces that were readable turned out false and are read anew. Whoever
+    was given bytes of this content has to be told that they may be wrong."""
+
+    task_id: TaskId
+    pieces: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +339,8 @@ AnyEffect = (
     | ReadOrigin
     | CancelOrigin
     | SourceResolved
-    | PrefixReadable
+    | PiecesReadable
+    | PiecesRevoked
     | SourceEnded
     | DownloadEnded
     | RemoveEnded

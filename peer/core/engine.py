@@ -135,6 +135,7 @@ class PeerEngine:
         return {
             ev.Want: self._wishes.want,
             ev.Unwant: self._wishes.unwant,
+            ev.Reading: self._reading,
             ev.Remove: self._remove,
             ev.StoreLoaded: self._loaded,
             ev.TaskOpened: self._opened,
@@ -230,9 +231,22 @@ class PeerEngine:
             self._keeper.start_streaming(task)
         self._task_changed(task)
 
+    def _reading(self, event: ev.Reading) -> None:
+        """What somebody waits for comes before what nobody waits for."""
+        task = self.state.tasks.get(event.task_id)
+        if task is None or not task.streaming:
+            return
+        if not self._fetcher.read_first(task, event):
+            return
+        self._task_changed(task)
+        if task.flow is not None:
+            self._fetcher.map_changed(task.flow)
+
     def _unwatched(self, task: Task) -> None:
         """Nobody here wants the task any more; what is held of it stays and is served on."""
         task.streaming = False
+        task.readers.clear()
+        task.urgent = 0
         self._uploads.let_go(task.task_id)
         if task.phase in (TaskPhase.ACTIVE, TaskPhase.OPENING):
             self._task_over(task)

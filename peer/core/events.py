@@ -66,6 +66,19 @@ class Unwant(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Event):
+    """A local reader of a content that arrives waits for a piece that is not among the next to
+    come, or did: what it needs next, in place of what it needed before. `piece_count` 0: nothing,
+    or it is gone. Not told for readers from the start to the end: they have their share anyway."""
+
+    reader: int
+    """A number never used before in this process."""
+    task_id: TaskId
+    first_piece: int = 0
+    piece_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remove(Event):
     """Delete a task from this host. Ends in `RemoveEnded`."""
 
@@ -383,6 +396,7 @@ class ShutDown(Event):
 AnyEvent = (
     Want
     | Unwant
+    | Reading
     | Remove
     | StoreLoaded
     | TaskOpened

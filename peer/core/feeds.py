@@ -243,10 +243,11 @@ class Feeds:
             coming = self._coming(task, late_ns)
             units = self._pullable(collection, task, orphaned, lagging, settled, coming)
             unit_pieces = self._unit_pieces(task)
+            urgent = _units_with(task.urgent, unit_pieces, task.descriptor.geometry.piece_count)
             # Another pull may bring a part of a unit.
             wanted = task.missing & ~task.reading_mask & ~task.pulled & ~coming
             while units and self._active_pulls(collection) + len(chosen) < room:
-                unit = _draw(units, self._state.dice.random())
+                unit = _draw(units & urgent or units, self._state.dice.random())
                 units &= ~(1 << unit)
                 link = self._holder(collection, task, unit)
                 if link is None:
@@ -314,6 +315,11 @@ class Feeds:
         # What is on its way is left to it, unless its whole stripe lags, and for long.
         late = settled.spread.get(task.number, 0)
         units = late and late & _units_with(missing & ~task.flying_mask, unit_pieces, count)
+        if task.urgent:
+            # Somebody waits for it who may not come to the stripes' turn for long.
+            waited_for = missing & task.urgent & ~task.flying_mask
+            covered = collection.view.covered.get(task.number, 0)
+            units |= covered & _units_with(waited_for, unit_pieces, count)
         for stripes, view, wanted in (
             (orphaned, collection.view, missing & ~task.flying_mask),
             (lagging, settled, missing & ~coming),

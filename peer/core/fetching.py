@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from peer.core.download import TaskKeeper
 from peer.core.effects import CancelFetch, DropPieces, FetchPiece
-from peer.core.events import FetchEnded, PieceRecord
+from peer.core.events import FetchEnded, PieceRecord, Reading
 from peer.core.feeds import Feeds
 from peer.core.parents import ParentTable
 from peer.core.picker import pick
@@ -38,7 +38,11 @@ REFUSED_NS = 500 * MILLISECOND_NS
 """How long a host is not asked again by plan for anything when it refused something."""
 
 FIRST_IN_ORDER = 4
-"""The first requests of a streamed task all go in order, so that its reader starts at once."""
+"""The first requests of a streamed task all go in order, so that its reader starts at once. Who
+reads from elsewhere waits for so many at most."""
+
+READERS_MAX = 4096
+"""Readers of one task whose places are heeded."""
 
 PARENT_FAULTS = frozenset(
     {Reason.PEER_CORRUPT, Reason.PEER_STALLED, Reason.PEER_PROTOCOL, Reason.PEER_CONTRADICTED}
@@ -110,6 +114,25 @@ class Fetcher:
         """Pieces of a task may be requested from anybody again."""
         self._all_dirty = True
 
+    @staticmethod
+    def read_first(task: Task, event: Reading) -> bool:
+        """Heeds what a reader waits for. False: nothing is to be asked for that was not before."""
+        before = task.urgent
+        geometry = task.descriptor.geometry
+        # It begins at once, and has later what it waits for and no more: what all hosts read in
+        # the same order they cannot give one another.
+        ahead = FIRST_IN_ORDER if event.reader not in task.readers else 1
+        task.readers.pop(event.reader, None)
+        if event.piece_count and len(task.readers) < READERS_MAX:
+            waits = bitfield.mask_of(event.first_piece, min(event.piece_count, ahead))
+            if geometry.size_bytes is not None:
+                waits &= geometry.all_pieces
+            task.readers[event.reader] = waits
+        task.urgent = 0
+        for waits in task.readers.values():
+            task.urgent |= waits
+        return bool(task.urgent & ~before & ~task.held)
+
     # ------------------------------------------------------------ choosing
 
     def fill(self) -> None:
@@ -157,7 +180,7 @@ class Fetcher:
             )
         ]
         if len(tasks) > 1:
-            tasks.sort(key=lambda pair: -pair[0].priority)
+            tasks.sort(key=lambda pair: (not pair[0].urgent, -pair[0].priority))
         for task, channel in tasks:
             depth = self._depth(link, task)
             while _counted(link) < depth:
@@ -275,11 +298,12 @@ class Fetcher:
         return candidates & parent_held
 
     def _request(self, link: Link, task: Task, candidates: int) -> bool:
+        urgent = candidates & task.urgent
         piece = pick(
-            candidates,
+            urgent or candidates,
             task.availability,
             self._state.dice,
-            in_order=self._goes_in_order(task),
+            in_order=bool(urgent) or self._goes_in_order(task),
         )
         return self._send(link, task, piece)
 

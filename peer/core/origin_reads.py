@@ -32,6 +32,12 @@ SOLO_READ_BYTES_MIN = 4 * MIB
 """A solo host asks for at least so much at once, so that a request's round trip stays small beside
 its transfer."""
 
+STREAM_READ_BYTES_MAX = 16 * MIB
+"""And where somebody reads along, for no more: what is read next follows the reader."""
+
+URGENT_READS = 1
+"""Reads beside the usual ones for what somebody waits for: it waits for no other's end."""
+
 
 @dataclass(slots=True)
 class HeldRight:
@@ -216,6 +222,11 @@ class OriginReads:
             if not busy:
                 self._finish(right, None)
             return
+        if urgent := right.pieces & task.urgent & ~task.reading_mask:
+            first = bitfield.lowest(urgent)
+            count = bitfield.prefix((right.pieces & ~task.reading_mask) >> first)
+            if not self._start(right, task, first, count, urgent=True):
+                return
         for first, count in bitfield.ranges(right.pieces & ~task.reading_mask):
             if self._running() and self._ahead_units(task) >= AHEAD_UNITS_MAX:
                 return  # It is looked at again when a read ends.
@@ -233,9 +244,11 @@ class OriginReads:
         else:
             self._start(right, task, first, geometry.piece_count - first)
 
-    def _start(self, right: HeldRight, task: Task, first: int, count: int | None) -> bool:
-        limits = self._state.limits
-        if self._running() >= limits.origin_reads_max:
+    def _start(
+        self, right: HeldRight, task: Task, first: int, count: int | None, *, urgent: bool = False
+    ) -> bool:
+        reads_max = self._state.limits.origin_reads_max + (URGENT_READS if urgent else 0)
+        if self._running() >= reads_max:
             return False
         length = task.descriptor.geometry.piece_length_bytes
         reserved = READ_BUFFER_PIECES * length
@@ -279,8 +292,11 @@ class OriginReads:
         if orphaned:
             candidates &= ~task.availability.available
             reads_max = 1
-        while candidates and self._running(task) < reads_max:
-            first, count = self._choose_stretch(task, candidates, spread=orphaned)
+        while candidates:
+            urgent = candidates & task.urgent
+            if self._running(task) >= reads_max + (URGENT_READS if urgent else 0):
+                return
+            first, count = self._choose_stretch(task, candidates, urgent, spread=orphaned)
             right = HeldRight(
                 NO_LEASE,
                 task.task_id,
@@ -288,20 +304,25 @@ class OriginReads:
                 bitfield.mask_of(first, count),
                 sequential=False,
             )
-            if not self._start(right, task, first, count):
+            if not self._start(right, task, first, count, urgent=bool(urgent)):
                 return
             candidates &= ~right.pieces
 
-    def _choose_stretch(self, task: Task, candidates: int, *, spread: bool) -> tuple[int, int]:
+    def _choose_stretch(
+        self, task: Task, candidates: int, urgent: int, *, spread: bool
+    ) -> tuple[int, int]:
         """A stretch of consecutive missing pieces: long at first, shorter towards the end, so
-        that all connections end together (guided self-scheduling, Polychronopoulos 1987)."""
+        that all connections end together (guided self-scheduling, Polychronopoulos 1987). The
+        first that somebody waits for before all others."""
         geometry = task.descriptor.geometry
         reads = self._state.limits.origin_reads_max
         length = geometry.piece_length_bytes
         share_bytes = candidates.bit_count() * length // (2 * reads)
         limit_bytes = max(SOLO_READ_BYTES_MIN, min(RUN_BYTES_MAX, share_bytes))
-        start = 0
-        if spread:
+        if task.streaming:
+            limit_bytes = min(limit_bytes, STREAM_READ_BYTES_MAX)
+        start = bitfield.lowest(urgent) if urgent else 0
+        if spread and not urgent:
             start = int(self._state.dice.random() * geometry.piece_count)
         first = bitfield.lowest_from(candidates, start)
         count = min(bitfield.prefix(candidates >> first), max(1, limit_bytes // length))

@@ -83,7 +83,12 @@ class Task:
     """Counts requests of a streamed task, to give the reader its share."""
     hash_attempt: int = 1
     hashed_to_bytes: int = 0
-    readable_to_bytes: int = 0
+    readable: int = 0
+    """Pieces that readers were told of."""
+    readers: dict[int, int] = field(default_factory=dict)
+    """What each of the readers waits for that do not read from the start to the end."""
+    urgent: int = 0
+    """What any of them waits for."""
     computed_digest: str = ""
     origin_failures: int = 0
     origin_retry_at_ns: int = 0

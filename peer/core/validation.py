@@ -40,6 +40,15 @@ def _validate_task(state: PeerState, keeper: "TaskKeeper", task: Task) -> None:
     if state.scheduled and task.phase is not TaskPhase.SEALED:
         assert not task.told & ~task.confirmed, f"{name}: S3: told of unconfirmed pieces"
     assert set(task.records) == set(bitfield.pieces(task.held)), f"{name}: records and held differ"
+    assert not task.readable & ~task.held, f"{name}: pieces may be read that are not held"
+    if geometry.size_bytes is not None and task.phase is not TaskPhase.SEALED:
+        last = geometry.all_pieces & ~(geometry.all_pieces >> 1)
+        assert not task.readable & last, f"{name}: its end may be read before its digest passed"
+    waited_for = 0
+    for pieces in task.readers.values():
+        waited_for |= pieces
+    assert task.urgent == waited_for, f"{name}: urgent is stale"
+    assert task.watchers or not task.readers, f"{name}: readers of what nobody wants"
     for piece, digest in task.listed.items():
         if task.confirmed >> piece & 1 and not task.records[piece].read_here:
             sealed = task.phase is TaskPhase.SEALED

@@ -239,6 +239,7 @@ class PeerDaemon:
             start=node.downloads.start,
             unready=self.not_ready,
             clock=self._clock,
+            is_here=node.downloads.is_here,
         )
 
     def _proxy_of(self, node: PeerNode) -> ForwardProxy:

@@ -155,10 +155,14 @@ class LocalDownloads:
         """What origins are asked for; for whoever asks them."""
         self._last_download = 0
         self._by_task: dict[TaskId, list[tuple[Running, Wanted]]] = {}
-        self.reading = ContentReading(store, offload)
+        self.reading = ContentReading(store, offload, clock, driver.post)
         """For contents that are read while they arrive."""
         self._display: dict[str, str] = {}
         """Where each task was last asked from, for people; bounded like the tasks shown."""
+
+    def is_here(self, digest: str) -> bool:
+        """Whether a content with this digest is held, whole and right."""
+        return self._driver.engine.sealed_content(task_of_digest(digest, None))[2]
 
     # ------------------------------------------------------------ starting
 
@@ -269,10 +273,15 @@ class LocalDownloads:
         match effect:
             case fx.SourceResolved():
                 self._resolved(effect)
-            case fx.PrefixReadable():
-                for running, wanted in self._by_task.get(effect.task_id, ()):
-                    wanted.readable_bytes = effect.up_to_bytes
-                    running.change()
+            case fx.PiecesReadable():
+                for _, wanted in self._by_task.get(effect.task_id, ()):
+                    wanted.readable |= effect.pieces
+                    wanted.change()
+            case fx.PiecesRevoked():
+                for _, wanted in self._by_task.get(effect.task_id, ()):
+                    wanted.readable &= ~effect.pieces
+                    wanted.revoked += 1
+                    wanted.change()
             case fx.SourceEnded():
                 self._source_ended(effect)
             case fx.DownloadEnded():
@@ -287,10 +296,12 @@ class LocalDownloads:
         _, _, origin_bytes, peer_bytes = self._driver.engine.progress(effect.descriptor.task_id)
         for wanted in running.wanted[effect.source_id]:
             wanted.descriptor = effect.descriptor
+            wanted.size_bytes = effect.descriptor.geometry.size_bytes
             self._by_task.setdefault(effect.descriptor.task_id, []).append((running, wanted))
             self._display[effect.descriptor.task_id] = wanted.source.display_url
             if len(self._display) > DISPLAY_URLS_MAX:
                 self._display.pop(next(iter(self._display)))
+            wanted.change()
             wanted.origin_bytes_before = origin_bytes
             wanted.peer_bytes_before = peer_bytes
             running.queue.put_nowait(
@@ -301,7 +312,6 @@ class LocalDownloads:
                     digest=effect.descriptor.digest,
                 )
             )
-        running.change()
 
     def _source_ended(self, effect: fx.SourceEnded) -> None:
         running = self._running.get(effect.download_id)
@@ -314,8 +324,8 @@ class LocalDownloads:
             else:
                 assert wanted.descriptor is not None
                 size, _, _ = self._driver.engine.sealed_content(wanted.descriptor.task_id)
-                wanted.readable_bytes, wanted.whole = size, True
-                running.change()
+                wanted.size_bytes, wanted.whole = size, True
+                wanted.change()
                 running.deliveries += 1
                 self._supervisor.spawn(self._deliver(running, wanted), "deliver")
 

@@ -91,6 +91,11 @@ class Granting:
         """Collections of which all roots wait for one: for which, and since when."""
         self._dry: dict[HostId, None] = {}
         """Hosts that read all that they were leased before more came."""
+        self._crowded: dict[HostId, dict[CollectionId, None]] = {}
+        """Collections whose next lease waits for room in the window of a host: its other
+        collections fill it."""
+        self._roomy: dict[HostId, None] = {}
+        """Those of them whose window has got room."""
         self._dirty: dict[str, Task] = {}
 
     def changed(self, task: Task) -> None:
@@ -101,9 +106,14 @@ class Granting:
         """A host read all that it was leased before more came."""
         self._dry[host_id] = None
 
+    def got_room(self, host_id: HostId) -> None:
+        """A host read, or gave back, some of what it was leased."""
+        if host_id in self._crowded:
+            self._roomy[host_id] = None
+
     def grant_all(self) -> None:
         """Grants what can be granted now. Called at the end of every event."""
-        if not self._dirty:
+        if not self._dirty and not self._roomy:
             return
         dirty = list(self._dirty.values())
         self._dirty.clear()
@@ -124,7 +134,23 @@ class Granting:
                 self._grant_collection(collection)
             else:
                 self._held_up.pop(collection_id, None)
+        roomy, self._roomy = self._roomy, {}
+        for host_id in roomy:
+            self._fill_room(host_id, collections)
         self._dry.clear()
+
+    def _fill_room(self, host_id: HostId, looked_at: dict[CollectionId, None]) -> None:
+        """The room in a host's window goes to the collections that wait for it, in turn."""
+        waiting = self._crowded.pop(host_id, {})
+        for collection_id in [each for each in waiting if each not in looked_at]:
+            if host_id in self._crowded:
+                break  # It is full again.
+            del waiting[collection_id]
+            collection = self._state.collections.get(collection_id)
+            if collection is not None and collection.members:
+                self._grant_collection(collection)
+        if waiting:
+            self._crowded[host_id] = {**waiting, **self._crowded.get(host_id, {})}
 
     # ------------------------------------------------------------ who may
 
@@ -290,6 +316,7 @@ class Granting:
             least = max(least, ALONE_WINDOW_BYTES)
         window = max(host.lease_window_bytes, least)
         if outstanding and outstanding + unit_bytes > window:
+            self._crowded.setdefault(host_id, {})[task.wanted[host_id]] = None
             return False
         part_bytes = min(window - outstanding, max(window // 2, unit_bytes))
         part_bytes = min(part_bytes, RUN_BYTES_MAX)

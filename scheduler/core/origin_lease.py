@@ -140,6 +140,7 @@ class LeaseOffice:
                 reader.failures = 0
             task.origin_failures = 0
             self.changed(task)
+            self._granting.got_room(host_id)
         elif task.leased & bit or statement.piece in task.listed:
             # A lease that was taken back, or an old one: the present holder's word counts.
             return
@@ -257,6 +258,7 @@ class LeaseOffice:
 
     def _take_back(self, lease: Lease) -> None:
         del self._state.leases[lease.number]
+        self._granting.got_room(lease.host_id)
         task = self._state.tasks.get(lease.task_id)
         if task is None:
             return

@@ -100,6 +100,20 @@ def test_fallocate_and_truncate(files: Files, tmp_path: Path) -> None:
     assert files.fallocate(files.open(tmp_path / "a", write=True), 0) in (True, False)
 
 
+def test_no_room_is_taken_in_memory_before_something_is_written() -> None:
+    kinds = dict(line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    place = Path("/dev/shm")
+    if kinds.get(str(place)) != "tmpfs":
+        pytest.skip(f"{place} is no tmpfs")
+    files = RealFiles()
+    fd = files.open_unnamed(place, 0o600)
+    if fd is None:
+        pytest.skip(f"no files without a name in {place}")
+    assert not files.fallocate(fd, 1_000_000_000)
+    assert files.status_fd(fd).allocated_bytes == 0
+    files.close(fd)
+
+
 def test_status_tells_modes_links_and_changes(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "a"
     make(files, path, b"12345")

@@ -1,5 +1,6 @@
 """A registry over loopback HTTP that can be told to misbehave, and that counts what is read."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -28,6 +29,9 @@ class FakeRegistry:
     cut_at: int | None = None
     corrupt: bool = False
     redirect: bool = False
+    stalls_before: int = 0
+    """Bodies of blobs that begin before this byte and are longer than a look wait for `go`."""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
     redirect_heads: bool = False
     strangers_to: str = ""
     """Where whoever has no right is redirected, or "here" for the page in place of an answer."""
@@ -148,6 +152,8 @@ class FakeRegistry:
             body = bytes([body[0] ^ 1]) + body[1:]
         if self.cut_at is not None:
             body = body[: self.cut_at]
+        if (part.start or 0) < self.stalls_before and len(body) > 1:
+            await self.go.wait()
         self.blob_bytes[digest] += len(body)
         await response.write(body)
         if self.cut_at is not None and request.transport is not None:

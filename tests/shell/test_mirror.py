@@ -123,8 +123,18 @@ async def test_an_image_is_pulled_and_each_blob_read_once(site: Site) -> None:
 
 async def test_layers_of_a_manifest_are_one_download(site: Site) -> None:
     await site.ask("/v2/lib/img/manifests/v1")
+    await asyncio.gather(site.ask(BLOB), site.ask(f"/v2/lib/img/blobs/{DIGESTS[1]}"))
+    assert [len(one.sources) for one in site.node.driver.engine.state.collections.values()] == [4]
+
+
+async def test_one_blob_of_an_image_is_fetched_alone(site: Site) -> None:
+    await site.ask("/v2/lib/img/manifests/v1")
     await site.ask(BLOB)
-    assert [len(task.sources) for task in site.node.driver.engine.state.collections.values()] == [4]
+    assert [len(one.sources) for one in site.node.driver.engine.state.collections.values()] == [1]
+    assert set(site.registry.blob_bytes) == {DIGESTS[0]}
+    assert (await site.ask(f"/v2/lib/img/blobs/{DIGESTS[1]}"))[2] == LAYERS[1]
+    assert DIGESTS[2] in site.registry.blob_bytes, "a second one brings the rest"
+    assert site.registry.blob_bytes[DIGESTS[0]] <= len(LAYERS[0]) + 1
 
 
 async def test_a_blob_alone_is_served_too(site: Site) -> None:

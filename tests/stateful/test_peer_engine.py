@@ -198,7 +198,12 @@ class PeerMachine(PlanRules):
             download_id=DownloadId(number),
             collection_id=COLLECTION,
             sources=(source,),
+            demand=msg.Demand.STREAMING if number % 2 else msg.Demand.WHOLE,
         )
+
+    @rule(reader=st.integers(1, 3), first=st.integers(0, PIECES), count=st.integers(0, PIECES + 1))
+    def reader_waits(self, reader: int, first: int, count: int) -> None:
+        self.feed(ev.Reading, reader=reader, task_id=TASK, first_piece=first, piece_count=count)
 
     @precondition(lambda self: len(self.wanted) > 1)
     @rule(data=st.data())

@@ -8,6 +8,7 @@ what is asked of whom; fetches nothing itself.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +37,7 @@ from peer.shell.mirror.verdicts import MirrorRequest, Verdicts, Yes
 from peer.shell.mirror.writes import READING, Writes, asked_to_write
 from peer.shell.origin.base import OriginStat
 from peer.shell.origin.request import OriginRequest
+from peer.shell.sending import can_send
 from peer.shell.streams import RunningContent
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
@@ -271,7 +273,8 @@ class MirrorRoutes:
         )
         self.counters.blobs += 1
         try:
-            async with self._pulls.reading(pull, blob, request.authorization) as content:
+            part = "Range" in request.http.headers
+            async with self._pulls.reading(pull, blob, request.authorization, part=part) as content:
                 return await self._send(request, pull, content, told)
         except (DownloadError, UsageError) as error:
             if isinstance(error, UsageError):
@@ -281,7 +284,7 @@ class MirrorRoutes:
 
     def _failed(self, pull: Pull, blob: str, error: DownloadError) -> None:
         self.counters.failed += 1
-        self._pulls.fails(pull)
+        self._pulls.fails(pull, blob)
         if error.reason is Reason.DIGEST_MISMATCH:
             self._false[blob] = (self._clock.now_ns() + FALSE_NS, error)
             self._false.move_to_end(blob)
@@ -320,9 +323,14 @@ class MirrorRoutes:
         if http.method == "HEAD":
             return response
         try:
-            async for chunk in content.chunks(first, end):
-                await response.write(chunk)
-                self.counters.blob_bytes += len(chunk)
+            if can_send(http.transport):
+                assert http.transport is not None
+                await content.send(http.transport, first, end, self._count)
+            else:
+                async with aclosing(content.chunks(first, end)) as chunks:
+                    async for chunk in chunks:
+                        await response.write(chunk)
+                        self._count(len(chunk))
             await response.write_eof()
         except DownloadError as error:
             # What came is not the whole: the client must not take it for that.
@@ -333,6 +341,9 @@ class MirrorRoutes:
             break_off(http)
             raise
         return response
+
+    def _count(self, sent_bytes: int) -> None:
+        self.counters.blob_bytes += sent_bytes
 
 
 def _query(http: web.Request) -> str:

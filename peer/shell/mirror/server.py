@@ -55,6 +55,7 @@ class RegistryMirror:
         start: Callable[[DownloadRequest], Collection],
         unready: Callable[[], str],
         clock: Clock,
+        is_here: Callable[[str], bool] = lambda digest: False,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._options = options
@@ -66,7 +67,7 @@ class RegistryMirror:
         self._storage = HttpOrigin(
             HttpOptions(ca_file=options.ca_file, internal_hosts=options.internal_hosts)
         )
-        self._pulls = Pulls(start)
+        self._pulls = Pulls(start, is_here)
         self._routes = MirrorRoutes(
             upstreams=self._upstreams,
             relay=self._relay,

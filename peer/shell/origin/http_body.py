@@ -93,7 +93,12 @@ class HttpBody:
 
     async def _next(self) -> bytes:
         try:
-            return await self._response.content.readany()
+            # One chunk as it came: all that has come, in one piece, would be a copy of it.
+            content = self._response.content
+            chunk, _ = await content.readchunk()
+            while not chunk and not content.at_eof():
+                chunk, _ = await content.readchunk()
+            return chunk
         except RAISED as error:
             if isinstance(error, aiohttp.ClientPayloadError) and self._expected_bytes is not None:
                 raise self._short(self._expected_bytes) from None

@@ -152,6 +152,13 @@ class Files(Protocol):
         ...
 
 
+_TMPFS: Final = 0x01021994
+"""linux/magic.h"""
+
+_STATFS_LONGS: Final = 64
+"""More than `struct statfs` has on any machine."""
+
+
 class RealFiles:
     """`Files` on Linux."""
 
@@ -206,9 +213,12 @@ class RealFiles:
         os.fdatasync(fd)
 
     def fallocate(self, fd: int, size_bytes: int) -> bool:
-        """fallocate(2) from 0 to the size."""
+        """fallocate(2) from 0 to the size. Not in memory (tmpfs), where it takes as long as writing
+        all of it, before the first byte is there."""
         if size_bytes == 0:
             return True
+        if self._file_system(fd) == _TMPFS:
+            return False
         result = self._libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(size_bytes))
         if result == 0:
             return True
@@ -216,6 +226,14 @@ class RealFiles:
         if code in NO_FALLOCATE:
             return False
         raise OSError(code, os.strerror(code))
+
+    def _file_system(self, fd: int) -> int:
+        """Which kind of file system a file is on: the first field of fstatfs(2)."""
+        answer = (ctypes.c_long * _STATFS_LONGS)()
+        if self._libc.fstatfs(fd, answer) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return int(answer[0])
 
     def truncate(self, fd: int, size_bytes: int) -> None:
         """Makes the file exactly that long."""

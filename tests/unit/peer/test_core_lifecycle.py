@@ -382,6 +382,14 @@ def test_a_kept_piece_of_nobody_that_the_list_contradicts_is_dropped_without_bla
 # ---------------------------------------------------------------- streaming
 
 
+def readable(rig: Rig) -> int:
+    """All pieces that readers were told of."""
+    pieces = 0
+    for effect in rig.all(fx.PiecesReadable):
+        pieces |= effect.pieces
+    return pieces
+
+
 def test_a_reader_gets_its_last_piece_only_after_the_digest() -> None:
     rig = Rig()
     rig.up()
@@ -389,17 +397,17 @@ def test_a_reader_gets_its_last_piece_only_after_the_digest() -> None:
     rig.described()
     rig.open()
     fill(rig)
-    assert max(readable.up_to_bytes for readable in rig.all(fx.PrefixReadable)) == 3 * PIECE
+    assert readable(rig) == 0b0111
     rig.hash()
     rig.seal()
-    assert rig.one(fx.PrefixReadable).up_to_bytes == 4 * PIECE
+    assert rig.one(fx.PiecesReadable).pieces == 0b1000
 
 
 def test_a_reader_of_something_held_already_gets_it_at_once() -> None:
     rig = sealed_rig()
     rig.want(demand=Demand.STREAMING, sources=(ev.Source(SOURCE, TASK, DIGEST, "", None),))
     rig.described()
-    assert rig.one(fx.PrefixReadable).up_to_bytes == 4 * PIECE
+    assert rig.one(fx.PiecesReadable).pieces == 0b1111
     assert rig.one(fx.DownloadEnded).reason is None
 
 
@@ -469,7 +477,7 @@ def test_a_wish_during_the_removal_begins_again_and_its_reader_reads() -> None:
     assert rig.of(fx.OpenTask)
     rig.open()
     fill(rig)
-    assert rig.all(fx.PrefixReadable)
+    assert rig.all(fx.PiecesReadable)
     assert rig.task.priority == 3
     rig.hash()
     rig.seal()

@@ -89,9 +89,9 @@ def test_what_came_within_the_grace_time_is_read_when_it_is_over() -> None:
     rig.connects("a")
     rig.feed(ev.SchedulerDown, session=1)
     rig.fetched(request(rig, "a", 0))
-    assert not rig.all(fx.PrefixReadable)
+    assert not rig.all(fx.PiecesReadable)
     rig.tick(2_000)
-    assert rig.all(fx.PrefixReadable)
+    assert rig.all(fx.PiecesReadable)
 
 
 def test_parents_that_only_the_last_scheduler_named_are_let_go() -> None:

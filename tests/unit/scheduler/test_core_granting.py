@@ -347,3 +347,37 @@ def test_lease_numbers_of_strangers_are_nobodys(number: int) -> None:
     before = dict(rig.engine.state.leases)
     rig.send("h1", msg.Report(lease_ends=(end,)))
     assert rig.engine.state.leases == before
+
+
+def test_collections_of_one_host_get_leases_in_turn_as_its_window_has_room() -> None:
+    """Many contents asked for alone, at one host: each is a collection of one."""
+    rig = Rig()
+    members = [
+        msg.Member(
+            source_id=source_of_digest(digest, None),
+            task_id=task_of(digest, None),
+            digest=digest,
+            display_url="",
+            piece_length_bytes=None,
+            anonymous=True,
+        )
+        for digest in (f"sha256:{number:064x}" for number in range(12))
+    ]
+    rig.connect("a")
+    for one in members:
+        rig.send("a", join_of(one))
+    for one in members:
+        rig.send(
+            "a",
+            msg.StatAnswer(
+                source_id=one.source_id, outcome=None, size_bytes=6 * PIECE_BYTES, ranges=True
+            ),
+        )
+    leases = rig.granted("a")
+    while leases:
+        lease, *leases = leases
+        rig.read("a", lease)
+        leases += rig.granted("a")
+    tasks = rig.engine.state.tasks
+    assert len(tasks) == len(members)
+    assert [task.covered for task in tasks.values()] == [(1 << 6) - 1] * len(members)
