@@ -29,6 +29,7 @@ def namespaces() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_model_leaves_the_registry_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_model_leaves_the_registry_once(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     require_all()

@@ -358,6 +358,7 @@ def read_once(registry: Registry, digests: list[str]) -> bool:
     return all(4 <= registry.asked[digest] <= 5 for digest in digests)
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
     tmp_path: Path, registry: Registry, status: int
@@ -372,6 +373,7 @@ def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
     assert read_once(registry, digests)
 
 
+@pytest.mark.timeout(180)  # Seven processes and tokens of two seconds, on whatever machine.
 def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Registry) -> None:
     digests = slow_model(registry)
     with Processes(tmp_path) as processes:
@@ -379,15 +381,16 @@ def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Re
             "scheduler", "peer.cli.main", "scheduler", "--listen", "127.0.0.1:0", "--status", "",
             "--ready-file",
         ).facts()  # fmt: skip
-        sockets = [
+        started = [
             processes.start(
                 name, "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
                 "--store-root", str(tmp_path / f"{name}.store"), "--host-id", name,
                 "--socket", str(tmp_path / f"{name}.sock"), "--scheduler", scheduler["address"],
                 "--ready-file",
-            ).facts()["socket"]
+            )
             for name in ("a", "b")
         ]  # fmt: skip
+        sockets = [each.facts()["socket"] for each in started]
         for name, socket in zip("ab", sockets, strict=True):
             wait_connected(name, Path(socket))
         running = [
@@ -407,10 +410,14 @@ def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Re
         # Neither went off on its own: each has half from the other.
         assert json.loads(told)["peer_bytes"] > 3 << 20
     assert registry.asked["run out"] >= 2
-    # Each host shows its own right once for each layer, and all else is read once.
-    assert all(4 <= registry.asked[digest] <= 6 for digest in digests)
+    # Each host shows its own right once for each layer, and all else is read once; a host that gets
+    # the last lease from one that is slow may read its piece again.
+    chunks = [registry.asked[digest] for digest in digests]
+    assert min(chunks) >= 4
+    assert sum(chunks) <= 6 * len(digests) + 4, chunks
 
 
+@pytest.mark.timeout(120)
 def test_a_right_that_is_refused_for_good_ends_the_pull(tmp_path: Path, registry: Registry) -> None:
     slow_model(registry)
     registry.token_life_s = None
