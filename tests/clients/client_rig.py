@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.clients.images import Image
-from tests.clients.newer import newer_command
+from tests.clients.newer import bound, newer_command
 from tests.clients.registry_rig import Program, bare_environment, seconds_since
 from tests.conftest import require_root, require_tool
 from tests.integration.swarm_rig import sha256_of, wait_for
@@ -63,6 +63,8 @@ class Client(ABC):
     """Whether it goes on to the registry itself when a mirror fails."""
     takes_models = False
     """Whether it pulls what is no image of a system."""
+    binds: tuple[tuple[Path, str], ...] = ()
+    """Directories that it sees in place of this machine's."""
     registry = "registry.test"
     """The name of the registry that tests have it pull from."""
 
@@ -120,7 +122,9 @@ class Client(ABC):
 
     def command(self, name: str) -> tuple[str, ...]:
         """What starts a program of this client, in front of its arguments."""
-        return newer_command(name) if self.newer else (require_tool(name),)
+        if self.newer:
+            return newer_command(name, *self.binds)
+        return (*bound(*self.binds), require_tool(name))
 
     def place_of(self, reference: str) -> str:
         """Where the reference's registry listens."""

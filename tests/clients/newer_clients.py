@@ -124,16 +124,25 @@ class Docker(Client):
         self._stack.callback(containerd.close)
         wait_for(lambda: Path(f"{short}/c.sock").exists(), "Docker's containerd listens")
         self.write_configuration([])
+        self._stack.callback(self._stop)
+        self.restart()
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.close()
+
+    def restart(self) -> None:
+        """Starts it anew, with what its file says now, and waits until it answers."""
+        self._stop()
         docker = self._process = Program(
             [*self._daemon, "--config-file", str(self.configuration)],
             self.directory / "dockerd.log",
             self.environment,
         )
-        self._stack.callback(docker.close)
 
         def there() -> bool:
             assert docker.running, f"dockerd ended:\n{docker.tail()}"
-            return Path(f"{short}/d.sock").exists() and self._run("version").ok
+            return Path(f"{self._short}/d.sock").exists() and self._run("version").ok
 
         wait_for(there, "dockerd answers")
 
@@ -154,7 +163,7 @@ class Docker(Client):
             "iptables": False,
             "ip6tables": False,
             "bridge": "none",
-            "max-download-attempts": 1,
+            "max-download-attempts": 2,
             "features": {"containerd-snapshotter": False},
             **({"registry-mirrors": mirrors} if mirrors else {}),
         }
