@@ -36,8 +36,9 @@ class Mirrors:
     def proxy(self) -> RecordingProxy:
         return self.registry.proxy
 
-    def add(self, count: int, **settings: str) -> None:
-        """Starts peers, side by side. `settings`: more of the section `mirror`."""
+    def add(self, count: int, *, program: tuple[str, ...] = (), **settings: str) -> None:
+        """Starts peers, side by side. `program` stands in for the shoal command; `settings`: more
+        of the section `mirror`."""
         at = f"http://{self.proxy.address}"
         told = {
             "listen": "127.0.0.1:0",
@@ -50,7 +51,7 @@ class Mirrors:
             part for key, value in told.items() for part in ("--set", f"mirror.{key}={value}")
         )
         for number in range(len(self.swarm.peers), len(self.swarm.peers) + count):
-            self.swarm.add_peer(f"peer-{number}", options=options)
+            self.swarm.add_peer(f"peer-{number}", *program, options=options)
         self.swarm.wait_connected()
 
     def address(self, number: int, *, dedicated: str | None = None) -> str:

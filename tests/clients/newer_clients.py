@@ -198,9 +198,10 @@ class Docker(Client):
 
     def check(self, image: Image) -> None:
         """The digests that it found and the files that it unpacked; it keeps no layer as sent."""
-        told = self._run("image", "ls", "--no-trunc", "--format", "{{.Digest}} {{.ID}}")
-        held = f"{image.manifest.digest} {image.config.digest}"
-        assert held in told.text.split("\n"), f"{self.name}: the image is not there:\n{told.text}"
+        shown = "{{.Id}} {{json .RepoDigests}}"
+        told = self._run("image", "inspect", "--format", shown, image.config.digest)
+        assert told.ok, f"{self.name}: the image is not there:\n{told.text}"
+        assert image.manifest.digest in told.text, told.text
         check_files(image, list((self._data / "vfs" / "dir").iterdir()), self.name)
 
     def forget(self, reference: str) -> None:
