@@ -6,6 +6,7 @@ On a bare machine a test that needs a tool or root is skipped and says what is m
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -32,6 +33,12 @@ def require_tool(name: str) -> str:
     if found is None:
         _missing(f"{name} is not installed")
     return found
+
+
+def require_file(path: Path, hint: str) -> None:
+    """Skips the calling test (fails it under CI) unless the file is there."""
+    if not path.is_file():
+        _missing(f"{path.name} is not there: {hint}")
 
 
 def require_root() -> None:

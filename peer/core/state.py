@@ -254,6 +254,8 @@ class Collection:
     sources: tuple[Source, ...]
     downloads: dict[DownloadId, None] = field(default_factory=dict)
     joined: bool = False
+    given_up: dict[SourceId, None] = field(default_factory=dict)
+    """Sources that failed since the join: the scheduler has this host wait for them no longer."""
     parents: dict[HostId, int] = field(default_factory=dict)
     """Whom the scheduler named, with the session in which it did."""
     unit_bytes: int = 0

@@ -109,6 +109,9 @@ class Wishes:
             collection = Collection(event.collection_id, event.sources)
             self._state.collections[event.collection_id] = collection
         collection.downloads[event.download_id] = None
+        if any(source.source_id in collection.given_up for source in event.sources):
+            # Other downloads of it go on, and nobody would tell this one what became of it.
+            collection.joined = False
         for wish in download.wishes.values():
             self._resolve(download, wish)
         if any(wish.task_id is None for wish in download.wishes.values()) or any(
@@ -280,12 +283,18 @@ class Wishes:
         """A task is sealed or failed: every wish for it ends."""
         if reason is not None:
             self._descriptors.pop(task.descriptor.source_id, None)
+            self._given_up(task.descriptor.source_id)
         for download_id in list(task.watchers):
             download = self._state.downloads[download_id]
             for wish in download.wishes.values():
                 if wish.task_id == task.task_id and not wish.ended:
                     self._end_wish(download, wish, reason, detail)
             self._end_if_over(download)
+
+    def _given_up(self, source_id: SourceId) -> None:
+        for collection in self._state.collections.values():
+            if collection.joined and any(one.source_id == source_id for one in collection.sources):
+                collection.given_up[source_id] = None
 
     # ------------------------------------------------------------ stats
 
@@ -418,6 +427,7 @@ class Wishes:
         if self._state.session is None or collection.joined:
             return
         collection.joined = True
+        collection.given_up.clear()
         downloads = [self._state.downloads[number] for number in collection.downloads]
         streaming = any(download.demand is Demand.STREAMING for download in downloads)
         background = all(download.demand is Demand.BACKGROUND for download in downloads)
@@ -492,6 +502,7 @@ class Wishes:
 
     def _fail_source(self, source_id: SourceId, reason: Reason, detail: str) -> None:
         self._descriptors.pop(source_id, None)
+        self._given_up(source_id)
         for download in list(self._state.downloads.values()):
             wish = download.wishes.get(source_id)
             if wish is None or wish.ended:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.clients.images import Image
+from tests.clients.newer import bound, newer_command
 from tests.clients.registry_rig import Program, bare_environment, seconds_since
 from tests.conftest import require_root, require_tool
 from tests.integration.swarm_rig import sha256_of, wait_for
@@ -56,12 +57,24 @@ class Client(ABC):
     """One client. `places` tells where registries are that do not listen where they are named."""
 
     name: str
+    newer = False
+    """Whether it is of the newer clients, which this machine's own packages do not have."""
+    knows_mirrors = True
+    """Whether it goes on to the registry itself when a mirror fails."""
+    takes_models = False
+    """Whether it pulls what is no image of a system."""
+    binds: tuple[tuple[Path, str], ...] = ()
+    """Directories that it sees in place of this machine's."""
+    registry = "registry.test"
+    """The name of the registry that tests have it pull from."""
 
     def __init__(self, directory: Path, places: dict[str, str] | None = None) -> None:
         self.directory = directory
         self.places = places or {}
         self.login: dict[str, tuple[str, str]] = {}
         """User and password, by the host:port that demands them."""
+        self.dedicated = False
+        """The mirror stands for one registry: what it is asked for does not begin with a name."""
         directory.mkdir(parents=True, exist_ok=True)
         self.environment = bare_environment(directory / "home")
         self._stack = ExitStack()
@@ -95,9 +108,23 @@ class Client(ABC):
     def check(self, image: Image) -> None:
         """Raises AssertionError unless the client holds this image, right to the last byte."""
 
+    def pull_model(self, reference: str, mirror: str | None = None) -> Outcome:
+        """Pulls what is no image of a system."""
+        return self.pull(reference, mirror)
+
+    def check_model(self, image: Image) -> None:
+        """What `check` is for an image."""
+        self.check(image)
+
     @abstractmethod
     def forget(self, reference: str) -> None:
         """Removes what was pulled, so that the next pull reads everything again."""
+
+    def command(self, name: str) -> tuple[str, ...]:
+        """What starts a program of this client, in front of its arguments."""
+        if self.newer:
+            return newer_command(name, *self.binds)
+        return (*bound(*self.binds), require_tool(name))
 
     def place_of(self, reference: str) -> str:
         """Where the reference's registry listens."""
@@ -138,16 +165,37 @@ def unmount_below(directory: Path) -> None:
         subprocess.run(["umount", "-l", point], check=True, timeout=CALL_S)
 
 
+def containerd_configuration(root: Path, short: str) -> str:
+    """Everything in directories of the test, nothing for Kubernetes. The socket is `c.sock` in the
+    short one, as the path of a socket has to be short."""
+    disabled = [
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.internal.v1.opt",
+        *(f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper")),
+        "io.containerd.snapshotter.v1.zfs",
+    ]
+    return (
+        "version = 2\n"
+        f"root = {json.dumps(str(root))}\n"
+        f"state = {json.dumps(f'{short}/state')}\n"
+        f"disabled_plugins = {json.dumps(disabled)}\n"
+        f"[grpc]\naddress = {json.dumps(f'{short}/c.sock')}\n"
+    )
+
+
 class Containerd(Client):
     """The daemon, and `ctr` as its client. Reads a folder of hosts as container runtimes do."""
 
     name = "containerd"
+    takes_models = True
+    settings = ""
+    """More of its configuration."""
+    pull_options: tuple[str, ...] = ("--snapshotter", "native")
 
     def __init__(self, directory: Path, places: dict[str, str] | None = None) -> None:
-        self._daemon, self._ctr = require_tool("containerd"), require_tool("ctr")
         require_root()
+        self._daemon, self._ctr = self.command("containerd"), self.command("ctr")
         super().__init__(directory, places)
-        # A socket's path has to be short, and directories of tests are not.
         self._socket = ""
         self.hosts = directory / "hosts"
 
@@ -155,22 +203,12 @@ class Containerd(Client):
         """Waits until the daemon answers."""
         short = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ctr-"))
         self._socket = f"{short}/c.sock"
-        disabled = [
-            "io.containerd.grpc.v1.cri",
-            "io.containerd.internal.v1.opt",
-            *(f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper")),
-            "io.containerd.snapshotter.v1.zfs",
-        ]
         configuration = self.directory / "containerd.toml"
         configuration.write_text(
-            "version = 2\n"
-            f"root = {json.dumps(str(self.directory / 'root'))}\n"
-            f"state = {json.dumps(f'{short}/state')}\n"
-            f"disabled_plugins = {json.dumps(disabled)}\n"
-            f"[grpc]\naddress = {json.dumps(self._socket)}\n"
+            containerd_configuration(self.directory / "root", short) + self.settings
         )
         process = Program(
-            [self._daemon, "-c", str(configuration)],
+            [*self._daemon, "-c", str(configuration)],
             self.directory / "containerd.log",
             self.environment,
         )
@@ -184,10 +222,10 @@ class Containerd(Client):
 
     def pull(self, reference: str, mirror: str | None = None) -> Outcome:
         """Reads all blobs and unpacks the layers."""
-        return self._pull(("images", "pull", "--snapshotter", "native"), reference, mirror)
+        return self._pull(("images", "pull", *self.pull_options), reference, mirror)
 
-    def fetch(self, reference: str, mirror: str | None = None) -> Outcome:
-        """Reads all blobs and unpacks nothing, for what is not an image of a system."""
+    def pull_model(self, reference: str, mirror: str | None = None) -> Outcome:
+        """Reads all blobs and unpacks nothing."""
         return self._pull(("content", "fetch"), reference, mirror)
 
     def write_hosts(self, reference: str, mirror: str | None) -> Path:
@@ -206,12 +244,12 @@ class Containerd(Client):
         """All blobs with the manifest, in the store of contents."""
         folder = self.directory / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
         for blob in (image.manifest, *image.blobs):
-            _check_file(folder / blob.digest.removeprefix("sha256:"), blob.digest, self.name)
+            check_file(folder / blob.digest.removeprefix("sha256:"), blob.digest, self.name)
 
     def check_unpacked(self, image: Image) -> None:
         """Files of the layers, in the snapshots."""
         root = self.directory / "root" / "io.containerd.snapshotter.v1.native" / "snapshots"
-        _check_files(image, list(root.iterdir()), self.name)
+        check_files(image, list(root.iterdir()), self.name)
 
     def forget(self, reference: str) -> None:
         """Waits until the contents are gone."""
@@ -229,7 +267,7 @@ class Containerd(Client):
         )
 
     def _run(self, *arguments: str, timeout_s: float = CALL_S) -> Outcome:
-        return self.call(self._ctr, "-a", self._socket, *arguments, timeout_s=timeout_s)
+        return self.call(*self._ctr, "-a", self._socket, *arguments, timeout_s=timeout_s)
 
 
 class _Containers(Client):
@@ -239,7 +277,8 @@ class _Containers(Client):
         """Nothing has to run."""
 
     def write_registries(self, reference: str, mirror: str | None) -> Path:
-        """With the mirror in the form that names the registry in front of the repository."""
+        """With the mirror in the form that names the registry in front of the repository, unless
+        it stands for that one alone."""
         name = registry_of(reference)
         lines = [
             'short-name-mode = "disabled"',
@@ -249,7 +288,8 @@ class _Containers(Client):
             "insecure = true",
         ]
         if mirror is not None:
-            lines += ["[[registry.mirror]]", f'location = "{mirror}/{name}"', "insecure = true"]
+            location = mirror if self.dedicated else f"{mirror}/{name}"
+            lines += ["[[registry.mirror]]", f'location = "{location}"', "insecure = true"]
         path = self.directory / "registries.conf"
         path.write_text("\n".join((*lines, "")))
         return path
@@ -276,16 +316,17 @@ class Skopeo(_Containers):
     """Copies to a plain directory, where each blob is a file."""
 
     name = "skopeo"
+    takes_models = True
 
     def __init__(self, directory: Path, places: dict[str, str] | None = None) -> None:
-        self._program = require_tool("skopeo")
+        self._program = self.command("skopeo")
         super().__init__(directory, places)
         self._output = directory / "out"
 
     def pull(self, reference: str, mirror: str | None = None) -> Outcome:
         """Copies manifest, config and layers as they are."""
         return self.call(
-            self._program,
+            *self._program,
             *("--registries-conf", str(self.write_registries(reference, mirror))),
             *("--policy", str(self.write_policy())),
             *("--tmpdir", str(self.directory)),
@@ -298,9 +339,9 @@ class Skopeo(_Containers):
 
     def check(self, image: Image) -> None:
         """All blobs and the manifest."""
-        _check_file(self._output / "manifest.json", image.manifest.digest, self.name)
+        check_file(self._output / "manifest.json", image.manifest.digest, self.name)
         for blob in image.blobs:
-            _check_file(self._output / blob.digest.removeprefix("sha256:"), blob.digest, self.name)
+            check_file(self._output / blob.digest.removeprefix("sha256:"), blob.digest, self.name)
 
     def forget(self, reference: str) -> None:
         """Removes the directory."""
@@ -311,11 +352,14 @@ class Skopeo(_Containers):
 class _Storage(_Containers):
     """Clients that unpack into a store of images; here with one plain directory for each layer."""
 
+    program: str
+    pull_options: tuple[str, ...] = ()
+
     def __init__(self, directory: Path, places: dict[str, str] | None = None) -> None:
-        self._program = require_tool(self.name)
         require_root()
+        self._program = self.command(self.program)
         super().__init__(directory, places)
-        self._root = directory / "root"
+        self.root = directory / "root"
         self._run_root = ""
 
     def start(self) -> None:
@@ -327,7 +371,7 @@ class _Storage(_Containers):
         storage.write_text(
             "[storage]\n"
             'driver = "vfs"\n'
-            f"graphroot = {json.dumps(str(self._root))}\n"
+            f"graphroot = {json.dumps(str(self.root))}\n"
             f"runroot = {json.dumps(self._run_root)}\n"
         )
         self.environment |= {
@@ -339,46 +383,51 @@ class _Storage(_Containers):
     def global_options(self) -> tuple[str, ...]:
         """In front of the command."""
         return (
-            *("--root", str(self._root)),
+            *("--root", str(self.root)),
             *("--runroot", self._run_root),
             *("--storage-driver", "vfs"),
         )
 
     def pull(self, reference: str, mirror: str | None = None) -> Outcome:
         """Pulls and unpacks."""
+        policy = ("--signature-policy", str(self.write_policy()))
+        return self.pull_with(("pull", *policy), reference, mirror)
+
+    def pull_with(self, verb: tuple[str, ...], reference: str, mirror: str | None) -> Outcome:
+        """One of its ways to pull."""
         self.environment["CONTAINERS_REGISTRIES_CONF"] = str(
             self.write_registries(reference, mirror)
         )
         return self.call(
-            self._program,
+            *self._program,
             *self.global_options(),
-            "pull",
+            *verb,
+            *self.pull_options,
             *("--authfile", str(self.write_login())),
-            *("--signature-policy", str(self.write_policy())),
             reference,
             timeout_s=PULL_S,
         )
 
     def check(self, image: Image) -> None:
         """Digests of manifest, config and layers as stored, and the unpacked files themselves."""
-        stored = _stored(self._root / "vfs-images" / "images.json")
+        stored = _stored(self.root / "vfs-images" / "images.json")
         found = [entry for entry in stored if entry["digest"] == image.manifest.digest]
         assert found, f"{self.name}: the image is not in its store"
         assert f"sha256:{found[0]['id']}" == image.config.digest
-        layers = _stored(self._root / "vfs-layers" / "layers.json")
+        layers = _stored(self.root / "vfs-layers" / "layers.json")
         held = {entry["compressed-diff-digest"] for entry in layers}
         assert held >= {layer.digest for layer in image.layers}, f"{self.name}: a layer is missing"
-        _check_files(image, [self._root / "vfs" / "dir" / found[0]["layer"]], self.name)
+        check_files(image, [self.root / "vfs" / "dir" / found[0]["layer"]], self.name)
 
     def forget(self, reference: str) -> None:
         """Removes the image with its layers."""
-        self.call(self._program, *self.global_options(), "rmi", "--force", reference)
+        self.call(*self._program, *self.global_options(), "rmi", "--force", reference)
 
 
 class Podman(_Storage):
     """As an engine uses it, without a container."""
 
-    name = "podman"
+    name = program = "podman"
 
     def global_options(self) -> tuple[str, ...]:
         """Nothing of systemd, and its own files in the directory of the test."""
@@ -392,7 +441,7 @@ class Podman(_Storage):
 class Buildah(_Storage):
     """As a build pulls its base."""
 
-    name = "buildah"
+    name = program = "buildah"
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
@@ -400,12 +449,12 @@ def _stored(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_file(path: Path, digest: str, client: str) -> None:
+def check_file(path: Path, digest: str, client: str) -> None:
     assert path.exists(), f"{client}: {digest} is not in its store"
     assert f"sha256:{sha256_of(path)}" == digest, f"{client}: {digest} has other bytes"
 
 
-def _check_files(image: Image, roots: list[Path], client: str) -> None:
+def check_files(image: Image, roots: list[Path], client: str) -> None:
     for name, sha256 in image.files.items():
         found = [root / name for root in roots if (root / name).is_file()]
         assert found, f"{client}: {name} was not unpacked"
@@ -415,4 +464,4 @@ def _check_files(image: Image, roots: list[Path], client: str) -> None:
 
 
 CLIENTS: Final[tuple[type[Client], ...]] = (Containerd, Skopeo, Podman, Buildah)
-"""Every client that reads images; parametrize tests with it."""
+"""Those of this machine's own packages; `newer_clients` has the others."""

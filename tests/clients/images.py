@@ -68,6 +68,11 @@ class Image:
     artifact_type: str | None = None
 
     @property
+    def is_model(self) -> bool:
+        """It is no image of a system."""
+        return self.artifact_type is not None
+
+    @property
     def manifest(self) -> Blob:
         """As pushed."""
         told: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_MANIFEST}
@@ -172,15 +177,16 @@ def make_model(seed: int = 1, shards: int = 2, width: int = 512) -> Image:
         weight_map |= dict.fromkeys(tensors, name)
         total_bytes += len(content)
         files[name] = ("weight", content)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    # The seed is in every file: two models have no blob in common.
+    index = {"metadata": {"seed": seed, "total_size": total_bytes}, "weight_map": weight_map}
     files["model.safetensors.index.json"] = ("weight.config", _json(index))
     files["config.json"] = (
         "weight.config",
-        _json({"hidden_size": width, "model_type": "drawn", "torch_dtype": "bfloat16"}),
+        _json({"hidden_size": width, "model_type": f"drawn-{seed}", "torch_dtype": "bfloat16"}),
     )
     files["tokenizer/vocabulary.txt"] = (
         "weight.config",
-        "".join(f"token{number}\n" for number in range(5000)).encode(),
+        "".join(f"token{seed}-{number}\n" for number in range(5000)).encode(),
     )
     files["README.md"] = ("doc", f"# Drawn model {seed}\n".encode())
     layers = tuple(_file_layer(name, kind, data) for name, (kind, data) in sorted(files.items()))

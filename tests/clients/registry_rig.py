@@ -81,6 +81,11 @@ class Program:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-4000:]
 
+    def signal(self, number: int) -> None:
+        """Sends it a signal; it has to run."""
+        assert self.running, self.tail()
+        self._process.send_signal(number)
+
     def close(self) -> None:
         """SIGTERM, and SIGKILL to what does not heed it soon. Safe to call twice."""
         if self.running:

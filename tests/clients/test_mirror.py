@@ -1,193 +1,305 @@
-"""Real clients pull through the registry mirrors of a swarm, from a real registry behind a proxy
-that counts what is read and can be told to misbehave.
+"""The matrix of requests with real clients: they pull through the mirrors of a swarm, from a real
+registry behind a proxy that counts what is read and can be told to misbehave. A clean pull by every
+client is in `test_four_nodes`, what needs daemons of its own in `test_mirror_daemons`.
 """
 
+import http.client
+import json
+import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.clients.client_rig import CLIENTS, Client, Containerd, Skopeo
-from tests.clients.gate import BasicGate
-from tests.clients.images import Image, make_image, make_model
+from tests.clients.client_rig import Client, Containerd, Skopeo
+from tests.clients.gate import BasicGate, Gate, TokenGate
+from tests.clients.images import OCI_MANIFEST, Image, make_image
+from tests.clients.mirror_rig import DOCKER_HUB, NAME, NOWHERE, Mirrors, mirrors_of
+from tests.clients.newer_clients import (
+    ContainerdInChunks,
+    ContainerdTwo,
+    Docker,
+    Oras,
+    SkopeoOf2026,
+)
 from tests.clients.recording_proxy import Fault, RecordingProxy
-from tests.clients.registry_rig import RecordedRegistry, recorded_registry
-from tests.integration.swarm_rig import Swarm, say, wait_for, wait_for_ready
+from tests.integration.swarm_rig import say, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-NODES = 4
-RATE_BYTES_S = 200_000_000
-NAME = "registry.test"
-IMAGE = make_image(seed=7)
-NAMED = f"{NAME}/lib/img:v1"
-LOOK_BYTES = 16
-"""A host's look at the size of a blob reads one byte of it."""
+KINDS: tuple[type[Client], ...] = (
+    Containerd,
+    ContainerdTwo,
+    Skopeo,
+    SkopeoOf2026,
+    Docker,
+    Oras,
+)
+"""One of each library in each version: podman and buildah do as skopeo does."""
+GOING_ON = [kind for kind in KINDS if kind.knows_mirrors and kind is not Docker]
+"""Docker goes on to Docker Hub alone."""
+WITH_CREDENTIALS = [kind for kind in KINDS if kind is not Docker]
+"""Docker sends none to a mirror."""
+CUT_BYTES = 2_000_000
+"""Past the first mebibyte: with less than that nobody but containerd tries to go on."""
 
 
-class Mirrors:
-    """A registry, and a swarm whose peers each are a mirror for it."""
-
-    def __init__(self, registry: RecordedRegistry, swarm: Swarm) -> None:
-        self.registry = registry
-        self.swarm = swarm
-
-    @property
-    def proxy(self) -> RecordingProxy:
-        return self.registry.proxy
-
-    def add(self, count: int) -> None:
-        """Starts peers, side by side."""
-        options = (
-            *("--set", "mirror.listen=127.0.0.1:0"),
-            *("--set", f"mirror.upstreams={NAME}=http://{self.proxy.address}"),
-            *("--set", f"mirror.default={NAME}"),
-            *("--set", f"mirror.dedicated=127.0.0.1:0={NAME}"),
-            # The storage that the registry redirects to.
-            *("--set", "origin.internal_hosts=127.0.0.1"),
-        )
-        for number in range(len(self.swarm.peers), len(self.swarm.peers) + count):
-            self.swarm.add_peer(f"peer-{number}", options=options)
-        self.swarm.wait_connected()
-
-    def address(self, number: int, *, dedicated: bool = False) -> str:
-        """Where a peer's mirror listens: for all registries, or for the one."""
-        peer = self.swarm.peers[number]
-        ready = wait_for_ready(peer.process, self.swarm.directory / f"{peer.name}.ready")
-        return str(ready["mirrors"][dedicated])
-
-    def read_bytes(self, image: Image) -> dict[str, int]:
-        """What was read of each blob."""
-        return {
-            blob.digest: sum(seen.sent_bytes for seen in self.proxy.blob_reads(blob.digest))
-            for blob in image.blobs
-        }
-
-    def check_read_once(self, image: Image) -> None:
-        """Each blob left the registry once, whoever read it, in how many requests ever."""
-        for blob in image.blobs:
-            read = self.read_bytes(image)[blob.digest]
-            size = len(blob.content)
-            assert size <= read <= size + LOOK_BYTES, f"{read} of {size}\n{self.proxy.told()}"
+def name_of(kind: type[Client]) -> str:
+    return kind.name
 
 
-@pytest.fixture
-def mirrors(tmp_path: Path) -> Iterator[Mirrors]:
-    with ExitStack() as stack:
-        (tmp_path / "registry").mkdir()
-        registry = stack.enter_context(recorded_registry(tmp_path / "registry"))
-        registry.push(IMAGE, "lib/img")
-        swarm = stack.enter_context(Swarm(tmp_path, RATE_BYTES_S))
-        swarm.start_scheduler()
-        registry.proxy.forget()
-        yield Mirrors(registry, swarm)
-
-
-def test_four_kinds_of_clients_on_four_nodes_read_each_blob_once(
-    mirrors: Mirrors, tmp_path: Path
-) -> None:
-    mirrors.add(NODES)
-    with ExitStack() as stack:
-        clients: list[Client] = [
-            stack.enter_context(kind(tmp_path / kind.name, {NAME: "127.0.0.1:1"}))
-            for kind in CLIENTS
-        ]
-        assert len(clients) == NODES
-        with ThreadPoolExecutor(NODES) as pool:
-            outcomes = list(
-                pool.map(
-                    lambda pair: pair[1].pull(NAMED, mirrors.address(pair[0])), enumerate(clients)
-                )
-            )
-        for client, outcome in zip(clients, outcomes, strict=True):
-            assert outcome.ok, f"{client.name}: {outcome.text}\n{mirrors.proxy.told()}"
-            say(f"{client.name}: {outcome.seconds:.2f} s")
-            client.check(IMAGE)
-        mirrors.check_read_once(IMAGE)
-        # And again, from the cache, while the registry gives out no blob.
-        mirrors.proxy.break_with(Fault(path="/blobs/", status=500, method="GET"))
-        mirrors.proxy.forget()
-        for number, client in enumerate(clients):
-            client.forget(NAMED)
-            outcome = client.pull(NAMED, mirrors.address(number))
-            assert outcome.ok, f"{client.name}: {outcome.text}\n{mirrors.proxy.told()}"
-            client.check(IMAGE)
-        assert sum(mirrors.read_bytes(IMAGE).values()) == 0
-
-
-@pytest.fixture(params=CLIENTS, ids=lambda kind: kind.name)
-def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    kind: type[Client] = request.param
-    with kind(tmp_path / "client", {NAME: "127.0.0.1:1"}) as made:
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrors]:
+    """Two nodes for all tests of this module."""
+    with mirrors_of(tmp_path_factory.mktemp("mirrors")) as made:
+        made.add(2)
         yield made
 
 
-def test_a_wrong_credential_is_refused_though_the_cache_is_warm(
-    client: Client, mirrors: Mirrors
-) -> None:
-    mirrors.proxy.gate = BasicGate("ann", "secret")
-    mirrors.add(1)
-    # Skopeo and its like learn at the root of a listener that credentials are wanted.
-    at = mirrors.address(0, dedicated=True)
-    client.login[at] = client.login[f"{at}/{NAME}"] = ("ann", "secret")
-    outcome = client.pull(NAMED, at)
-    assert outcome.ok, f"{outcome.text}\n{mirrors.proxy.told()}"
-    client.check(IMAGE)
-    mirrors.check_read_once(IMAGE)
-    for login in ({at: ("ann", "wrong"), f"{at}/{NAME}": ("ann", "wrong")}, {}):
-        client.forget(NAMED)
-        client.login = login
-        outcome = client.pull(NAMED, at)
-        assert not outcome.ok, outcome.text
-        with pytest.raises((AssertionError, FileNotFoundError)):
-            client.check(IMAGE)
+@pytest.fixture
+def mirrors(started: Mirrors) -> Iterator[Mirrors]:
+    """Without faults, and with an empty record."""
+    started.proxy.heal()
+    started.proxy.forget()
+    yield started
+    started.proxy.heal()
 
 
-def test_a_cut_body_and_storage_elsewhere_are_the_mirrors_business(
-    client: Client, mirrors: Mirrors
+@pytest.fixture
+def image(mirrors: Mirrors, request: pytest.FixtureRequest) -> Image:
+    """Of each test its own: nobody has a byte of it. It is `lib/SEED:v1`."""
+    made = make_image(zlib.crc32(request.node.nodeid.encode()))
+    mirrors.registry.push(made, path_of(made))
+    return made
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """For what a test starts."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture(params=KINDS, ids=name_of)
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    """Finds the registry through the mirror alone."""
+    kind: type[Client] = request.param
+    with kind(tmp_path / "client", NOWHERE) as made:
+        yield made
+
+
+def path_of(image: Image) -> str:
+    return f"lib/{image.manifest.digest[7:19]}"
+
+
+def named(client: Client, image: Image) -> str:
+    return f"{client.registry}/{path_of(image)}:v1"
+
+
+def must_pull(client: Client, image: Image, mirror: str, told: RecordingProxy) -> None:
+    outcome = client.pull(named(client, image), mirror)
+    assert outcome.ok, f"{client.name}: {outcome.text}\n{told.told()}"
+    client.check(image)
+
+
+def must_not_pull(client: Client, image: Image, mirror: str) -> None:
+    client.forget(named(client, image))
+    outcome = client.pull(named(client, image), mirror)
+    assert not outcome.ok, outcome.text
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        client.check(image)
+
+
+def break_blobs(proxy: RecordingProxy, path: str, status: int) -> None:
+    """No blob whose path contains `path` is given out any more, nor a word about it."""
+    proxy.break_with(*(Fault(path=path, status=status, method=way) for way in ("GET", "HEAD")))
+
+
+# ------------------------------------------------------------ what others hold, and what nobody has
+
+
+def test_what_a_peer_holds_comes_from_there(client: Client, mirrors: Mirrors, image: Image) -> None:
+    must_pull(client, image, mirrors.address(0), mirrors.proxy)
+    client.forget(named(client, image))
+    mirrors.proxy.break_with(Fault(path="/blobs/", status=500))
+    mirrors.proxy.forget()
+    must_pull(client, image, mirrors.address(1), mirrors.proxy)
+    assert sum(mirrors.read_bytes(image).values()) == 0
+
+
+def test_a_miss_is_the_registrys_own_word(
+    client: Client, mirrors: Mirrors, image: Image, stack: ExitStack
 ) -> None:
-    digest = IMAGE.largest.digest
+    watched = stack.enter_context(RecordingProxy(mirrors.address(0)))
+    nothing = f"{client.registry}/lib/nothing:v1"
+    assert not client.pull(nothing, watched.address).ok
+    answers = {seen.status for seen in watched.seen if "/manifests/" in seen.path}
+    assert answers == {404}, watched.told()
+    break_blobs(mirrors.proxy, image.largest.digest, 404)
+    must_not_pull(client, image, watched.address)
+    answers = {seen.status for seen in watched.blob_reads(image.largest.digest)}
+    assert answers == {404}, watched.told()
+
+
+@pytest.fixture
+def straight(client: Client, mirrors: Mirrors, stack: ExitStack) -> RecordingProxy:
+    """The same registry, sound, where the client finds it without the mirror."""
+    made = stack.enter_context(RecordingProxy(mirrors.registry.registry.address))
+    client.places = {NAME: made.address}
+    return made
+
+
+@pytest.mark.parametrize("client", GOING_ON, indirect=True, ids=name_of)
+def test_a_registry_that_fails_behind_the_mirror_is_asked_straight(
+    client: Client, mirrors: Mirrors, image: Image, straight: RecordingProxy, stack: ExitStack
+) -> None:
+    watched = stack.enter_context(RecordingProxy(mirrors.address(0)))
     mirrors.proxy.break_with(
-        Fault(path=digest, method="GET", cut_after_bytes=1_000_000, times=2),
+        *(Fault(path="/manifests/", status=502, method=way) for way in ("GET", "HEAD"))
+    )
+    must_pull(client, image, watched.address, straight)
+    answers = {seen.status for seen in watched.seen if "/manifests/" in seen.path}
+    # Neither 429, which makes clients ask again, nor 404, which would be a lie.
+    assert answers <= {502, 503}, watched.told()
+
+
+@pytest.mark.parametrize("client", GOING_ON, indirect=True, ids=name_of)
+def test_a_blob_that_the_mirror_cannot_bring_is_a_503(
+    client: Client, mirrors: Mirrors, image: Image, straight: RecordingProxy, stack: ExitStack
+) -> None:
+    watched = stack.enter_context(RecordingProxy(mirrors.address(0)))
+    break_blobs(mirrors.proxy, image.largest.digest, 500)
+    outcome = client.pull(named(client, image), watched.address)
+    answers = {seen.status for seen in watched.blob_reads(image.largest.digest)}
+    assert answers == {503}, watched.told()
+    # Only containerd chooses anew for each request.
+    assert outcome.ok == isinstance(client, Containerd), outcome.text
+    assert bool(straight.blob_reads(image.largest.digest)) == outcome.ok
+
+
+def test_passing_errors_cut_bodies_and_storage_elsewhere_are_the_mirrors_business(
+    client: Client, mirrors: Mirrors, image: Image
+) -> None:
+    digest = image.largest.digest
+    mirrors.proxy.break_with(
+        Fault(path=digest, status=503, times=1),
+        Fault(path=digest, cut_after_bytes=1_000_000, times=2),
         Fault(path="/blobs/", redirect=True),
     )
-    mirrors.add(1)
-    outcome = client.pull(NAMED, mirrors.address(0))
-    assert outcome.ok, f"{outcome.text}\n{mirrors.proxy.told()}"
-    client.check(IMAGE)
+    must_pull(client, image, mirrors.address(0), mirrors.proxy)
+    assert mirrors.proxy.storage_seen
     assert not any(seen.header("Authorization") for seen in mirrors.proxy.storage_seen)
 
 
-def test_false_bytes_are_never_taken_for_the_blob(client: Client, mirrors: Mirrors) -> None:
-    mirrors.proxy.break_with(Fault(path=IMAGE.largest.digest, method="GET", corrupt_at=100_000))
-    mirrors.add(1)
-    outcome = client.pull(NAMED, mirrors.address(0))
-    assert not outcome.ok, outcome.text
-    with pytest.raises((AssertionError, FileNotFoundError)):
-        client.check(IMAGE)
+def test_false_bytes_are_never_taken_for_the_blob(
+    client: Client, mirrors: Mirrors, image: Image
+) -> None:
+    mirrors.proxy.break_with(Fault(path=image.largest.digest, corrupt_at=100_000))
+    must_not_pull(client, image, mirrors.address(0))
     mirrors.proxy.heal()
     # For a few seconds the mirror remembers that the bytes were false.
-    wait_for(lambda: client.pull(NAMED, mirrors.address(0)).ok, "a right pull")
-    client.check(IMAGE)
+    wait_for(lambda: client.pull(named(client, image), mirrors.address(0)).ok, "a right pull")
+    client.check(image)
 
 
-def test_a_model_is_read_once_by_two_kinds_of_clients(mirrors: Mirrors, tmp_path: Path) -> None:
-    model = make_model(seed=3)
-    mirrors.registry.push(model, "models/drawn")
-    named = f"{NAME}/models/drawn:v1"
-    mirrors.proxy.forget()
-    mirrors.add(2)
-    places = {NAME: "127.0.0.1:1"}
-    with (
-        Containerd(tmp_path / "containerd", places) as containerd,
-        Skopeo(tmp_path / "skopeo", places) as skopeo,
-    ):
-        for number, (client, pull) in enumerate(
-            ((containerd, containerd.fetch), (skopeo, skopeo.pull))
-        ):
-            outcome = pull(named, mirrors.address(number))
-            assert outcome.ok, f"{outcome.text}\n{mirrors.proxy.told()}"
-            client.check(model)
-        mirrors.check_read_once(model)
+# ------------------------------------------------------------ between client and mirror
+
+
+def test_who_can_goes_on_where_the_mirrors_answer_was_cut(
+    client: Client, mirrors: Mirrors, image: Image, stack: ExitStack
+) -> None:
+    digest = image.largest.digest
+    watched = stack.enter_context(RecordingProxy(mirrors.address(0)))
+    watched.break_with(Fault(path=digest, cut_after_bytes=CUT_BYTES, times=1))
+    outcome = client.pull(named(client, image), watched.address)
+    reads = watched.blob_reads(digest)
+    say(f"{client.name} after a cut: {[str(seen) for seen in reads]}")
+    assert reads[0].sent_bytes == CUT_BYTES
+    resumed = [seen for seen in reads if seen.header("Range") is not None]
+    assert outcome.ok == bool(resumed), f"{outcome.text}\n{watched.told()}"
+    assert outcome.ok or not isinstance(client, Containerd | SkopeoOf2026 | Docker)
+    if outcome.ok:
+        assert [seen.status for seen in resumed] == [206]
+        client.check(image)
+        mirrors.check_read_once(image)
+
+
+def test_chunks_that_are_read_side_by_side_by_ranges_without_an_end(
+    tmp_path: Path, mirrors: Mirrors, image: Image, stack: ExitStack
+) -> None:
+    watched = stack.enter_context(RecordingProxy(mirrors.address(0)))
+    client = stack.enter_context(ContainerdInChunks(tmp_path / "client", NOWHERE))
+    must_pull(client, image, watched.address, watched)
+    reads = watched.blob_reads(image.largest.digest)
+    spans = {seen.header("Range") for seen in reads}
+    assert len(spans) > 4, watched.told()
+    assert all(span is not None and span.endswith("-") for span in spans)
+    assert {seen.status for seen in reads} == {206}
+    mirrors.check_read_once(image)
+
+
+# ------------------------------------------------------------ who may read
+
+
+@pytest.mark.parametrize("client", WITH_CREDENTIALS, indirect=True, ids=name_of)
+@pytest.mark.parametrize("gate", ["basic", "token"])
+def test_a_wrong_credential_is_refused_though_the_cache_is_warm(
+    client: Client, mirrors: Mirrors, image: Image, gate: str
+) -> None:
+    made: Gate = (BasicGate if gate == "basic" else TokenGate)("ann", "secret")
+    mirrors.proxy.gate = made
+    # Skopeo and its like learn at the root of a listener that credentials are wanted, and compute
+    # from the path what they ask a token for.
+    client.dedicated = True
+    at = mirrors.address(0, dedicated=NAME)
+    client.login[at] = ("ann", "secret")
+    must_pull(client, image, at, mirrors.proxy)
+    mirrors.check_read_once(image)
+    for login in ({at: ("ann", "wrong")}, {}):
+        client.login = login
+        must_not_pull(client, image, at)
+
+
+def test_docker_gets_tokens_that_everybody_gets_from_a_listener_for_docker_hub(
+    tmp_path: Path, mirrors: Mirrors, image: Image, stack: ExitStack
+) -> None:
+    client = stack.enter_context(Docker(tmp_path / "client", NOWHERE))
+    mirrors.proxy.gate = gate = TokenGate()
+    # A listener for all registries cannot tell at its root whose tokens are wanted.
+    must_not_pull(client, image, mirrors.address(0))
+    must_pull(client, image, mirrors.address(0, dedicated=DOCKER_HUB), mirrors.proxy)
+    assert gate.given >= 1
+    mirrors.check_read_once(image)
+
+
+def test_no_verdict_outlives_its_token(mirrors: Mirrors, image: Image) -> None:
+    mirrors.proxy.gate = TokenGate(holds_s=3.0)
+    scope = f"repository:{path_of(image)}:pull"
+    realm = urlsplit(mirrors.proxy.realm)
+    status, body = get(realm.netloc, f"{realm.path}?service=registry.test&scope={scope}")
+    assert status == 200
+    token = json.loads(body)["token"]
+    manifest = f"/v2/{path_of(image)}/manifests/v1"
+    blob = f"/v2/{path_of(image)}/blobs/{image.largest.digest}"
+    at = mirrors.address(0, dedicated=NAME)
+    assert get(at, manifest, token)[0] == 200
+    assert get(at, blob, token) == (200, image.largest.content)
+    mirrors.check_read_once_of(image.largest)
+    wait_for(lambda: get(at, blob, token)[0] == 401, "the token has expired")
+    assert get(at, blob)[0] == 401
+
+
+def get(address: str, path: str, token: str | None = None) -> tuple[int, bytes]:
+    """Status and body."""
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        headers = {"Accept": f"{OCI_MANIFEST}, */*"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()

@@ -53,6 +53,8 @@ class _Runtime:
     """Runtimes of one family read the same files and share one record."""
     planner: Planner
     advice: str
+    undo_advice: str = ""
+    """Where it takes more than that to forget the mirror."""
 
 
 _CONTAINERS: Final = (
@@ -68,7 +70,12 @@ RUNTIMES: Final = {
     ),
     "crio": _Runtime("containers", containers.plan, "systemctl restart crio"),
     "podman": _Runtime("containers", containers.plan, _CONTAINERS),
-    "docker": _Runtime("docker", docker.plan, "systemctl reload docker"),
+    "docker": _Runtime(
+        "docker",
+        docker.plan,
+        "systemctl reload docker",
+        "systemctl restart docker (a reload keeps the mirrors of before)",
+    ),
 }
 
 
@@ -100,6 +107,9 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--registry", action="append", default=[], metavar="NAME[=URL]",
         help="a registry as images name it, and where it is if that is elsewhere; again for each. "
         "containerd: all of them without it; docker: docker.io alone")  # fmt: skip
+    add("--dedicated", action="store_true",
+        help="the mirror is a listener for the one --registry (mirror.dedicated of the daemon): "
+        "for CRI-O and podman with a private registry or one with a port")  # fmt: skip
     add("--config-root", type=Path, default=Path("/"), metavar="DIR",
         help="where the host's / is, such as /host in a container (/)")  # fmt: skip
     add("--state-dir", type=Path, default=STATE_DIRECTORY, metavar="DIR",
@@ -140,7 +150,7 @@ def _configure(options: argparse.Namespace) -> Outcome:
     if options.force:
         raise UsageError("--force belongs to --undo")
     runtime = RUNTIMES[options.runtime]
-    mirror = mirror_of(options.mirror or MIRROR_URL)
+    mirror = mirror_of(options.mirror or MIRROR_URL, dedicated=options.dedicated)
     registries = registries_of(options.registry, mirror)
     root = _root_of(options)
     state = State(options.state_dir, runtime.family)
@@ -160,8 +170,10 @@ def _configure(options: argparse.Namespace) -> Outcome:
 
 
 def _undo(options: argparse.Namespace) -> Outcome:
-    if options.registry or options.mirror:
-        raise UsageError("--undo puts back everything: leave --registry and --mirror out")
+    if options.registry or options.mirror or options.dedicated:
+        raise UsageError(
+            "--undo puts back everything: leave --registry, --mirror and --dedicated out"
+        )
     root = _root_of(options)
     state = State(options.state_dir, RUNTIMES[options.runtime].family)
     returns = state.returns(root, force=options.force)
@@ -214,7 +226,8 @@ def _lines(text: str | None) -> list[str]:
 
 
 def _print(options: argparse.Namespace, outcome: Outcome) -> None:
-    advice = RUNTIMES[options.runtime].advice if outcome.changed else None
+    runtime = RUNTIMES[options.runtime]
+    advice = (options.undo and runtime.undo_advice) or runtime.advice if outcome.changed else None
     if options.json:
         told: dict[str, Any] = {
             "runtime": options.runtime,

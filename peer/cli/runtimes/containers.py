@@ -119,14 +119,30 @@ def place_of(registry: Registry) -> str:
     return registry.name if registry.told_url is None else registry.url.partition("://")[2]
 
 
+def location_of(mirror: Mirror, registry: Registry) -> str:
+    """What stands in place of the registry's name. Raises UsageError."""
+    if mirror.dedicated:
+        return mirror.place
+    # One listener for all registries: the path says which one is meant. A path has no place for a
+    # port, and these runtimes would pull nothing of that registry any more, not even from itself.
+    place = place_of(registry)
+    if ":" in place:
+        raise UsageError(
+            f"these runtimes cannot name {place} in a mirror's path, because of its port: give it "
+            f"a listener of its own in the daemon's configuration, such as mirror.dedicated = "
+            f'["127.0.0.1:4010={place}"], and run this with --dedicated and --mirror '
+            "http://127.0.0.1:4010"
+        )
+    return f"{mirror.place}/{place}"
+
+
 def with_mirror(before: str | None, mirror: Mirror, registry: Registry, path: str) -> str:
     """A file with the mirror first in the registry's entry, which is made if there is none. Raises
     Refused."""
     text = before or ""
     said = toml_text.parse(text, path)
     entries = entries_of(said, path)
-    # The mirror has one listener for all registries: the path says which one is meant.
-    wanted_mirror: dict[str, Any] = {"location": f"{mirror.place}/{place_of(registry)}"}
+    wanted_mirror: dict[str, Any] = {"location": location_of(mirror, registry)}
     if mirror.plain:
         wanted_mirror["insecure"] = True
     at = next((at for at, entry in enumerate(entries) if prefix_of(entry) == registry.name), None)

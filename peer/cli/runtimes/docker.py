@@ -30,7 +30,14 @@ def plan(reader: Reader, mirror: Mirror, registries: Sequence[Registry]) -> Plan
     if "/" in mirror.place:
         raise UsageError(f"--mirror {mirror.url}: docker takes no path in a mirror's URL")
     before = reader.read(CONFIG)
-    return Plan([Edit(CONFIG, before, config_text(before, mirror))])
+    plan = Plan([Edit(CONFIG, before, config_text(before, mirror))])
+    if not mirror.dedicated:
+        plan.notes.append(
+            f"{DOCKER_HUB} itself wants a token of everybody, and docker looks for that at the "
+            f"root of a mirror: have the daemon listen for it alone (mirror.dedicated), and name "
+            f"that listener with --mirror, --registry {DOCKER_HUB} and --dedicated"
+        )
+    return plan
 
 
 def config_text(before: str | None, mirror: Mirror) -> str:

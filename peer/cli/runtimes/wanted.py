@@ -34,6 +34,8 @@ class Mirror:
     """The daemon's registry mirror: its URL without a slash at the end."""
 
     url: str
+    dedicated: bool = False
+    """Its listener stands for one registry, which a path there does not name."""
 
     @property
     def place(self) -> str:
@@ -93,9 +95,9 @@ class Plan:
 Planner = Callable[[Reader, Mirror, Sequence[Registry]], Plan]
 
 
-def mirror_of(text: str) -> Mirror:
+def mirror_of(text: str, *, dedicated: bool = False) -> Mirror:
     """The mirror of `--mirror`. Raises UsageError."""
-    return Mirror(_url_of("--mirror", text))
+    return Mirror(_url_of("--mirror", text), dedicated)
 
 
 def registries_of(texts: Sequence[str], mirror: Mirror) -> list[Registry]:
@@ -118,6 +120,8 @@ def registries_of(texts: Sequence[str], mirror: Mirror) -> list[Registry]:
             )
         if found.setdefault(name, registry) != registry:
             raise UsageError(f"--registry {name} has two URLs: give one")
+    if mirror.dedicated and (len(found) != 1 or EVERY_REGISTRY in found):
+        raise UsageError("--dedicated: name the one registry that the mirror's listener stands for")
     return list(found.values())
 
 

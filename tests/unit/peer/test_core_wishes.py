@@ -225,6 +225,26 @@ def test_a_given_up_source_ends_its_downloads_once() -> None:
     assert not rig.of(fx.DownloadEnded)
 
 
+def test_a_given_up_source_that_is_wanted_again_is_asked_for_again() -> None:
+    rig = Rig()
+    rig.up()
+    other = SourceId("c" * 64)
+    sources = (source(), replace(source(), source_id=other))
+    rig.want(sources=sources)
+    failed = msg.SourceFailed(
+        collection_id=COLLECTION, source_id=other, reason=Reason.ORIGIN_NOT_FOUND, detail="404"
+    )
+    rig.tell(failed)
+    # The first download goes on with the rest of the collection.
+    assert not rig.of(fx.DownloadEnded)
+    rig.want(2, sources=sources)
+    assert len(rig.said(msg.Join)) == 1
+    rig.want(3, sources=sources)
+    assert not rig.said(msg.Join), "it is being asked already"
+    rig.tell(failed)
+    assert {ended.download_id for ended in rig.of(fx.SourceEnded)} == {2, 3}
+
+
 def test_a_content_that_is_all_here_is_not_failed_by_a_lost_origin() -> None:
     rig = Rig().start(1)
     rig.lease(0, 1)

@@ -39,6 +39,9 @@ pull-from-mirror = "digest-only"
 OURS_ENTRY: dict[str, Any] = {"location": "127.0.0.1:4004/reg.example", "insecure": True}
 
 
+DEDICATED = Mirror("http://127.0.0.1:4010", dedicated=True)
+
+
 def entries(text: str) -> Any:
     return tomllib.loads(text)["registry"]
 
@@ -66,12 +69,9 @@ def test_an_entry_is_edited_where_it_is() -> None:
 
 def test_the_mirror_comes_before_other_mirrors() -> None:
     registry = Registry("other.example:5000")
-    after, _ = Files({MAIN: SITE}).configured(containers.plan, [registry])
+    after, _ = Files({MAIN: SITE}).configured(containers.plan, [registry], DEDICATED)
     mirrors = entries(after[MAIN])[1]["mirror"]
-    assert [mirror["location"] for mirror in mirrors] == [
-        "127.0.0.1:4004/other.example:5000",
-        "cache.example",
-    ]
+    assert [mirror["location"] for mirror in mirrors] == ["127.0.0.1:4010", "cache.example"]
     assert not lost_lines(SITE, after[MAIN])
 
 
@@ -92,15 +92,23 @@ def test_a_mirror_with_tls_is_not_insecure() -> None:
 
 def test_a_registry_elsewhere() -> None:
     registry = Registry("models", "http://10.0.0.9:5000")
-    after, _ = Files().configured(containers.plan, [registry])
+    after, _ = Files().configured(containers.plan, [registry], DEDICATED)
     assert entries(after[OURS]) == [
         {
             "prefix": "models",
             "location": "10.0.0.9:5000",
             "insecure": True,
-            "mirror": [{"location": "127.0.0.1:4004/10.0.0.9:5000", "insecure": True}],
+            "mirror": [{"location": "127.0.0.1:4010", "insecure": True}],
         }
     ]
+
+
+@pytest.mark.parametrize(
+    "registry", [Registry("reg.example:5000"), Registry("models", "https://reg.example:5000")]
+)
+def test_a_port_has_no_place_in_the_path_of_a_mirror(registry: Registry) -> None:
+    with pytest.raises(UsageError, match=r"mirror\.dedicated"):
+        containers.plan(Files(), MIRROR, [registry])
 
 
 def test_a_mirror_that_lacks_insecure_gets_it() -> None:
@@ -163,12 +171,14 @@ def configurations(draw: st.DrawFn) -> str:
 
 @given(configurations(), names)
 def test_any_configuration_keeps_all_it_had(text: str, name: str) -> None:
-    after = containers.with_mirror(text, MIRROR, Registry(name), MAIN)
-    assert containers.with_mirror(after, MIRROR, Registry(name), MAIN) == after
+    mirror = DEDICATED if ":" in name else MIRROR
+    after = containers.with_mirror(text, mirror, Registry(name), MAIN)
+    assert containers.with_mirror(after, mirror, Registry(name), MAIN) == after
     assert not lost_lines(text, after)
     said, had = tomllib.loads(after), tomllib.loads(text)
     entry = next(one for one in said["registry"] if containers.prefix_of(one) == name)
-    assert entry["mirror"].pop(0)["location"] == f"{MIRROR.place}/{name}"
+    location = containers.location_of(mirror, Registry(name))
+    assert entry["mirror"].pop(0)["location"] == location
     if not entry["mirror"]:
         del entry["mirror"]
     if name not in [one["location"] for one in had.get("registry", [])]:
