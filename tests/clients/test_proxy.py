@@ -37,7 +37,7 @@ class ProxiedSkopeo(Skopeo):
         registries = self.directory / "registries.conf"
         registries.write_text('short-name-mode = "disabled"\n')
         return self.call(
-            self._program,
+            *self._program,
             *("--registries-conf", str(registries)),
             *("--policy", str(self.write_policy())),
             *("--tmpdir", str(self.directory)),

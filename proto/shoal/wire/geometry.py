@@ -7,6 +7,8 @@ from shoal.wire.limits import (
     KIB,
     PIECE_LENGTH_BYTES_MAX,
     PIECE_LENGTH_BYTES_MIN,
+    PIECE_LENGTH_BYTES_USUAL,
+    PIECES_PER_TASK_FEW,
     PIECES_PER_TASK_MAX,
     PIECES_PER_TASK_TARGET,
     RUN_BYTES_MAX,
@@ -97,8 +99,9 @@ class Geometry:
 
 
 def choose_geometry(size_bytes: int | None, piece_length_bytes: int | None = None) -> Geometry:
-    """The cut for a content: about 1,024 pieces, a power of two between 256 KiB and 8 MiB, and
-    about 1,024 runs of up to 64 MiB. `piece_length_bytes` overrides the piece length.
+    """The cut for a content. Pieces have 256 KiB, or 512 KiB if those would be more than 64, and
+    up to 8 MiB where these would be more than 1,024. Runs are of up to 64 MiB, about 1,024 of
+    them. `piece_length_bytes` overrides the piece length.
 
     Raises UsageError if the override is out of bounds or gives too many pieces.
     """
@@ -107,6 +110,8 @@ def choose_geometry(size_bytes: int | None, piece_length_bytes: int | None = Non
         if size_bytes is None:
             length = 4 * PIECE_LENGTH_BYTES_MIN
         else:
+            while length < PIECE_LENGTH_BYTES_USUAL and length * PIECES_PER_TASK_FEW < size_bytes:
+                length *= 2
             while length < PIECE_LENGTH_BYTES_MAX and length * PIECES_PER_TASK_TARGET < size_bytes:
                 length *= 2
     else:

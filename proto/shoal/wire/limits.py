@@ -15,6 +15,13 @@ PIECE_LENGTH_BYTES_MIN: Final = 256 * KIB
 PIECE_LENGTH_BYTES_MAX: Final = 8 * MIB
 """A piece is held in memory until it is verified; larger ones would eat the buffer budget."""
 
+PIECE_LENGTH_BYTES_USUAL: Final = 512 * KIB
+"""Contents of more than 16 MiB have no shorter pieces: each piece costs a host a millisecond or two
+of CPU in all, however short."""
+
+PIECES_PER_TASK_FEW: Final = 64
+"""Pieces that a shorter content is cut into at least, as far as they may be that short."""
+
 PIECES_PER_TASK_TARGET: Final = 1024
 """Pieces that a task is cut into where the bounds above allow it."""
 

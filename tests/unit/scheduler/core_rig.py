@@ -10,7 +10,7 @@ from scheduler.core.engine import SchedulerEngine
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
-from shoal.wire.geometry import Geometry
+from shoal.wire.geometry import Geometry, choose_geometry
 from shoal.wire.ids import (
     CollectionId,
     HostId,
@@ -89,6 +89,8 @@ class Rig:
             dice=random.Random(seed),
             scheduler_id="scheduler",
             token_source=self._token,
+            # In short pieces, however many: what is written here counts in them.
+            cut=lambda size_bytes, length: choose_geometry(size_bytes, length or PIECE_BYTES),
         )
         self.now_ns = SECOND_NS
         self.sessions: dict[str, int] = {}

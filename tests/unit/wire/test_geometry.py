@@ -12,6 +12,8 @@ from shoal.wire.limits import (
     MIB,
     PIECE_LENGTH_BYTES_MAX,
     PIECE_LENGTH_BYTES_MIN,
+    PIECE_LENGTH_BYTES_USUAL,
+    PIECES_PER_TASK_FEW,
     PIECES_PER_TASK_MAX,
     PIECES_PER_TASK_TARGET,
     RUN_BYTES_MAX,
@@ -111,8 +113,12 @@ def test_a_chosen_cut_keeps_every_bound(size: int) -> None:
     # shorter; the same for runs.
     if length < PIECE_LENGTH_BYTES_MAX:
         assert geometry.piece_count <= PIECES_PER_TASK_TARGET
-    if length > PIECE_LENGTH_BYTES_MIN:
+    if length > PIECE_LENGTH_BYTES_USUAL:
         assert geometry.piece_count > PIECES_PER_TASK_TARGET // 2
+    elif length > PIECE_LENGTH_BYTES_MIN:
+        assert geometry.piece_count > PIECES_PER_TASK_FEW // 2
+    if length < PIECE_LENGTH_BYTES_USUAL:
+        assert geometry.piece_count <= PIECES_PER_TASK_FEW
     if 2 * run * length <= RUN_BYTES_MAX:
         assert geometry.run_count <= PIECES_PER_TASK_TARGET
 
@@ -121,8 +127,10 @@ def test_a_chosen_cut_keeps_every_bound(size: int) -> None:
     ("size", "length", "run"),
     [
         (1, 256 * KIB, 1),
-        (256 * MIB, 256 * KIB, 1),
-        (256 * MIB + 1, 512 * KIB, 1),
+        (16 * MIB, 256 * KIB, 1),
+        (16 * MIB + 1, 512 * KIB, 1),
+        (512 * MIB, 512 * KIB, 1),
+        (512 * MIB + 1, MIB, 1),
         (8 * GIB, 8 * MIB, 1),
         (8 * GIB + 1, 8 * MIB, 2),
         (100 * GIB, 8 * MIB, 8),
