@@ -14,14 +14,13 @@ import argparse
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,7 @@ from benchmarks.real.machine import (
 )
 from benchmarks.real.model import Model, make_model
 from benchmarks.real.network import Network, check_possible
+from benchmarks.real.processes import ended_by_signals
 from benchmarks.real.registry import Registry
 from benchmarks.real.site import wait_connected
 from peer.cli.demo_processes import Processes
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_possible()
         plan = Plan.of(options)
         work = Path(tempfile.mkdtemp(prefix="shoal-bench-", dir=options.directory))
-        with _ended_by_signals():
+        with ended_by_signals():
             result = measure(work, plan)
     except (ShoalError, OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"benchmarks.real.pull: {error}\n")
@@ -117,23 +117,6 @@ class Plan:
             rate_bytes_s=int(options.rate_mbit * 1e6 / 8),
             tell_rates=options.tell_rates,
         )
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does: with everything removed."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ is told beside it. The link needs root.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,9 +19,10 @@ from typing import Any, Final
 
 from benchmarks.real.machine import facts, load_average
 from benchmarks.real.mirror import crowd, stream
-from benchmarks.real.mirror.network import FAR_ADDRESS, Link, wake_loopback
 from benchmarks.real.mirror.node import running_scheduler
-from benchmarks.real.mirror.registry import Registry
+from benchmarks.real.mirror.registry import Blob, Registry
+from benchmarks.real.network import Network, check_possible
+from benchmarks.real.processes import ended_by_signals
 from peer.cli.local import human
 from shoal.runtime.config_values import parse_size
 from shoal.wire.errors import ShoalError
@@ -49,48 +48,38 @@ def parser() -> argparse.ArgumentParser:
         "--directory", type=Path, help="where files go; default: memory if they fit, else TMPDIR"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
-    if options.rate and not options.inside:
-        return _in_a_namespace(given)
-    if options.inside:
-        # It is a process of its own then, and what it started ends with it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    work = Path(tempfile.mkdtemp(prefix="shoal-mirror-", dir=_place(options)))
+    options = parser().parse_args(arguments)
+    work: Path | None = None
     try:
-        if options.inside:
-            wake_loopback()
-        result = measure(work, options)
+        if options.rate:
+            _check_link_possible()
+        work = Path(tempfile.mkdtemp(prefix="shoal-mirror-", dir=_place(options)))
+        with ended_by_signals():
+            result = measure(work, options)
     except (ShoalError, OSError) as error:
         sys.stderr.write(f"benchmarks.real.mirror: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
     for text in result["missed"]:
         sys.stderr.write(f"missed: {text}\n")
     return BAR_MISSED if result["missed"] else 0
 
 
-def _in_a_namespace(given: list[str]) -> int:
-    """Goes on as a program in a network namespace of its own; returns only if it cannot."""
-    program = shutil.which("unshare")
-    if os.geteuid() != 0 or program is None:
-        sys.stderr.write(
-            "benchmarks.real.mirror: a link with a rate needs root and unshare; --rate 0 measures "
-            "loopback alone\n"
-        )
-        return 1
-    command = [sys.executable, "-m", "benchmarks.real.mirror", "--inside", *given]
-    os.execv(program, [program, "--net", "--", *command])
+def _check_link_possible() -> None:
+    try:
+        check_possible()
+    except ShoalError as error:
+        raise ShoalError(f"{error}; --rate 0 measures loopback alone") from None
 
 
 def _place(options: argparse.Namespace) -> Path | None:
@@ -146,16 +135,29 @@ def _stream(
     near.push_manifest("layer", (blob,))
     result: dict[str, Any] = {"rate_mbit_s": options.rate}
     if options.rate:
-        with (
-            Link() as link,
-            Registry(work / "storage", work / "far", FAR_ADDRESS, link.enter) as far,
-        ):
-            link.shape(options.rate * 1_000_000)
-            result["shaped"] = stream.measure(
-                work, far.address, blob, options.turns, scheduler, tell
-            )
+        result["shaped"] = _over_link(work, blob, options, tell)
     result["loopback"] = stream.measure(work, near.address, blob, options.turns, scheduler, tell)
     return result
+
+
+def _over_link(
+    work: Path, blob: Blob, options: argparse.Namespace, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The registry is on another host than the node and the client; both directions of the far
+    host's link are held at the rate, and nothing else is."""
+    with ExitStack() as stack:
+        network = stack.enter_context(Network())
+        network.add("near", 0)
+        address = network.add("far", options.rate * 1_000_000 // 8)
+        stack.enter_context(network.inside("near"))
+        far = stack.enter_context(
+            Registry(work / "storage", work / "far", address, network.command("far"))
+        )
+        scheduler = ""
+        if not options.alone:
+            (work / "near-scheduler").mkdir()
+            scheduler = stack.enter_context(running_scheduler(work / "near-scheduler"))
+        return stream.measure(work, far.address, blob, options.turns, scheduler, tell)
 
 
 def _crowd(
