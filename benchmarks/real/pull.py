@@ -154,8 +154,12 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         network.add("scheduler", 0)
         for number in range(plan.hosts):
             network.add(f"host-{number}", plan.rate_bytes_s)
-        registry = stack.enter_context(Registry(network, "registry", work))
-        reference = registry.push(model, REPOSITORY)
+        (work / "registry").mkdir()
+        with network.inside("registry"):
+            registry = stack.enter_context(
+                Registry(work / "registry", work / "storage", network.address_of("registry"))
+            )
+            reference = registry.push(model, REPOSITORY)
         shutil.rmtree(model.layout)
         processes = stack.enter_context(Processes(work))
         scheduler, hosts = _start(network, processes, work, plan)
@@ -165,7 +169,7 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         cpu_before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         busy_before = busy_seconds()
         sent_before = network.sent_bytes("registry")
-        logged_before = sum(registry.reads().body_bytes.values())
+        registry.reads()  # Of filling it, if any.
         commands_before = children_cpu_s()
         pulled = _pull(network, hosts, reference)
         busy_s = busy_seconds() - busy_before
@@ -175,9 +179,8 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         sent_bytes = network.sent_bytes("registry") - sent_before
         rss_bytes = max(peak_rss_bytes(host.pid) for host in hosts)
         _check(hosts, pulled, model)
-        # An answer is logged when it has ended, which may be after its bytes have arrived.
         reads = registry.reads()
-    body_bytes = sum(reads.body_bytes.values()) - logged_before
+    body_bytes = sum(reads.body_bytes.values())
     bound_s = model.size_bytes / plan.rate_bytes_s
     result |= {
         "hosts": plan.hosts,

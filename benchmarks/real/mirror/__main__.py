@@ -19,10 +19,11 @@ from typing import Any, Final
 
 from benchmarks.real.machine import facts, load_average
 from benchmarks.real.mirror import crowd, stream
+from benchmarks.real.mirror.layers import Blob, push_artifact, push_layer
 from benchmarks.real.mirror.node import running_scheduler
-from benchmarks.real.mirror.registry import Blob, Registry
 from benchmarks.real.network import Network, check_possible
 from benchmarks.real.processes import ended_by_signals
+from benchmarks.real.registry import Registry
 from peer.cli.local import human
 from shoal.runtime.config_values import parse_size
 from shoal.wire.errors import ShoalError
@@ -104,11 +105,11 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         scheduler = ""
         if not options.alone:
-            (work / "scheduler").mkdir()
             scheduler = stack.enter_context(running_scheduler(work / "scheduler"))
         result["scheduler"] = bool(scheduler)
         storage = work / "storage"
-        near = stack.enter_context(Registry(storage, work / "near"))
+        (work / "near").mkdir()
+        near = stack.enter_context(Registry(work / "near", storage))
         if size_bytes := int(parse_size(options.size)):
             result["stream"] = _stream(work, near, size_bytes, options, scheduler, tell)
             if options.rate:
@@ -131,8 +132,8 @@ def _stream(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     tell("filling the registry")
-    blob = near.push("layer", size_bytes)
-    near.push_manifest("layer", (blob,))
+    blob = push_layer(near, "layer", size_bytes)
+    push_artifact(near, "layer", (blob,))
     result: dict[str, Any] = {"rate_mbit_s": options.rate}
     if options.rate:
         result["shaped"] = _over_link(work, blob, options, tell)
@@ -149,13 +150,12 @@ def _over_link(
         network = stack.enter_context(Network())
         network.add("near", 0)
         address = network.add("far", options.rate * 1_000_000 // 8)
+        (work / "far").mkdir()
+        with network.inside("far"):
+            far = stack.enter_context(Registry(work / "far", work / "storage", address))
         stack.enter_context(network.inside("near"))
-        far = stack.enter_context(
-            Registry(work / "storage", work / "far", address, network.command("far"))
-        )
         scheduler = ""
         if not options.alone:
-            (work / "near-scheduler").mkdir()
             scheduler = stack.enter_context(running_scheduler(work / "near-scheduler"))
         return stream.measure(work, far.address, blob, options.turns, scheduler, tell)
 
@@ -169,8 +169,8 @@ def _crowd(
 ) -> list[dict[str, Any]]:
     tell("filling the registry")
     size_bytes = int(parse_size(options.blob_size))
-    blobs = tuple(near.push(f"blob {number}", size_bytes) for number in range(options.blobs))
-    manifest = near.push_manifest("crowd", blobs)
+    blobs = tuple(push_layer(near, f"blob {number}", size_bytes) for number in range(options.blobs))
+    manifest = push_artifact(near, "crowd", blobs)
     people = crowd.Crowd(options.clients, blobs, options.blobs_each)
     return [crowd.measure(work, near, people, path, scheduler, tell) for path in ("", manifest)]
 
