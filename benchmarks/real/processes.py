@@ -19,6 +19,7 @@ from typing import Final, Self
 from shoal.wire.errors import ShoalError
 
 START_TIMEOUT_S: Final = 15.0
+PORT_TRIES: Final = 5
 STOP_TIMEOUT_S: Final = 5.0
 PROBE_TIMEOUT_S: Final = 1.0
 TAIL_CHARACTERS: Final = 2000
@@ -54,9 +55,10 @@ def find_program(name: str, package: str) -> str:
 
 
 class Server:
-    """A program that listens on one port of `host`, an address where it is started: that nobody
-    uses, and another one each time. `work`: an existing directory for its own files. A context
-    manager, which raises ShoalError with the program's log if it does not start."""
+    """A program that listens on one port of `host`, one that nobody uses, wherever it is started:
+    the thread that starts it may be on a host of a network. `work`: an existing directory for its
+    own files. A context manager, which raises ShoalError with the program's log if it does not
+    start."""
 
     name = ""
     """Of the program."""
@@ -87,12 +89,21 @@ class Server:
 
     def __enter__(self) -> Self:
         program = find_program(self.name, self.package)
+        for _ in range(PORT_TRIES):
+            if self._start(program):
+                return self
+        told = self.log.read_text(errors="replace")[-TAIL_CHARACTERS:]
+        raise ShoalError(f"{self.name} did not start: {told or 'it says nothing'}")
+
+    def _start(self, program: str) -> bool:
+        """Whether it listens. False if it did not in time, or ended, for somebody else may have
+        taken the port; none is left then."""
         with socket.socket() as probe:
             probe.bind((self.host, 0))
             self.port = probe.getsockname()[1]
         arguments = self.configure()
         with self.log.open("wb") as output:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -101,12 +112,19 @@ class Server:
                 # Nothing that its user has set for such programs.
                 env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.work)},
             )
+        end = time.monotonic() + START_TIMEOUT_S
         try:
-            self._wait()
+            while not (listens := self.listens()) and process.poll() is None:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.01)
         except BaseException:
             self.stop()
             raise
-        return self
+        if listens and process.poll() is None:
+            return True
+        self.stop()
+        return False
 
     def __exit__(
         self,
@@ -128,16 +146,8 @@ class Server:
             process.kill()
             process.wait()
 
-    def _wait(self) -> None:
-        assert self._process is not None
-        end = time.monotonic() + START_TIMEOUT_S
-        while not self._listens():
-            if self._process.poll() is not None or time.monotonic() > end:
-                told = self.log.read_text(errors="replace")[-TAIL_CHARACTERS:]
-                raise ShoalError(f"{self.name} did not start: {told or 'it says nothing'}")
-            time.sleep(0.01)
-
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
+        """Whether somebody answers there."""
         with socket.socket() as probe:
             probe.settimeout(PROBE_TIMEOUT_S)
             return probe.connect_ex((self.host, self.port)) == 0

@@ -25,6 +25,7 @@ version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
 storage:
   filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
 http:
   addr: {address}
   relativeurls: true
@@ -51,13 +52,13 @@ class Registry(Server):
 
     def __init__(self, work: Path, storage: Path, host: str = "127.0.0.1") -> None:
         super().__init__(work, host)
-        self._storage = storage
+        self.storage = storage
         self._seen_bytes = 0
 
     def configure(self) -> list[str]:
         """Writes its configuration."""
         configuration = self.work / "registry.yml"
-        configuration.write_text(_CONFIGURATION.format(root=self._storage, address=self.address))
+        configuration.write_text(_CONFIGURATION.format(root=self.storage, address=self.address))
         return ["serve", str(configuration)]
 
     def reads(self) -> Reads:
@@ -75,8 +76,6 @@ class Registry(Server):
                 reads.body_bytes[digest] += int(size)
         return reads
 
-    # ------------------------------------------------------------ filling
-
     def push(self, model: Model, repository: str) -> str:
         """Uploads a model; its reference. Raises ShoalError for a refusal."""
         index = json.loads((model.layout / "index.json").read_text())
@@ -84,33 +83,30 @@ class Registry(Server):
         told = json.loads(manifest)
         for each in (told["config"], *told["layers"]):
             content = _chunks(_blob(model, each["digest"]))
-            self.push_blob(repository, each["digest"], each["size"], content)
-        self.push_manifest(repository, model.tag, manifest)
+            push_blob(self.address, repository, each["digest"], each["size"], content)
+        push_manifest(self.address, repository, model.tag, manifest)
         return f"{self.address}/{repository}:{model.tag}"
 
-    def push_blob(
-        self, repository: str, digest: str, size_bytes: int, content: Iterable[bytes]
-    ) -> None:
-        """Uploads one blob in one piece. Raises ShoalError for a refusal."""
-        with closing(
-            http.client.HTTPConnection(self.address, timeout=PUSH_TIMEOUT_S)
-        ) as connection:
-            place = urlsplit(_call(connection, "POST", f"/v2/{repository}/blobs/uploads/"))
-            query = "&".join(filter(None, (place.query, urlencode({"digest": digest}))))
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Content-Length": str(size_bytes),
-            }
-            _call(connection, "PUT", f"{place.path}?{query}", content, headers)
 
-    def push_manifest(self, repository: str, tag: str, manifest: bytes) -> str:
-        """Uploads a manifest; the path of a request for it. Raises ShoalError for a refusal."""
-        path = f"/v2/{repository}/manifests/{tag}"
-        with closing(
-            http.client.HTTPConnection(self.address, timeout=PUSH_TIMEOUT_S)
-        ) as connection:
-            _call(connection, "PUT", path, manifest, {"Content-Type": OCI_MANIFEST})
-        return path
+def push_blob(
+    address: str, repository: str, digest: str, size_bytes: int, content: Iterable[bytes]
+) -> None:
+    """Uploads one blob in one piece to a registry. Raises ShoalError for a refusal."""
+    with closing(http.client.HTTPConnection(address, timeout=PUSH_TIMEOUT_S)) as connection:
+        place = urlsplit(_call(connection, "POST", f"/v2/{repository}/blobs/uploads/"))
+        query = "&".join(filter(None, (place.query, urlencode({"digest": digest}))))
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        _call(connection, "PUT", f"{place.path}?{query}", content, headers)
+
+
+def push_manifest(
+    address: str, repository: str, tag: str, manifest: bytes, media_type: str = OCI_MANIFEST
+) -> str:
+    """Uploads a manifest; the path of a request for it. Raises ShoalError for a refusal."""
+    path = f"/v2/{repository}/manifests/{tag}"
+    with closing(http.client.HTTPConnection(address, timeout=PUSH_TIMEOUT_S)) as connection:
+        _call(connection, "PUT", path, manifest, {"Content-Type": media_type})
+    return path
 
 
 def _blob(model: Model, digest: str) -> Path:

@@ -132,8 +132,8 @@ def _stream(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     tell("filling the registry")
-    blob = push_layer(near, "layer", size_bytes)
-    push_artifact(near, "layer", (blob,))
+    blob = push_layer(near.address, "layer", size_bytes)
+    push_artifact(near.address, "layer", (blob,))
     result: dict[str, Any] = {"rate_mbit_s": options.rate}
     if options.rate:
         result["shaped"] = _over_link(work, blob, options, tell)
@@ -169,8 +169,10 @@ def _crowd(
 ) -> list[dict[str, Any]]:
     tell("filling the registry")
     size_bytes = int(parse_size(options.blob_size))
-    blobs = tuple(push_layer(near, f"blob {number}", size_bytes) for number in range(options.blobs))
-    manifest = push_artifact(near, "crowd", blobs)
+    blobs = tuple(
+        push_layer(near.address, f"blob {number}", size_bytes) for number in range(options.blobs)
+    )
+    manifest = push_artifact(near.address, "crowd", blobs)
     people = crowd.Crowd(options.clients, blobs, options.blobs_each)
     return [crowd.measure(work, near, people, path, scheduler, tell) for path in ("", manifest)]
 

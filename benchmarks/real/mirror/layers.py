@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.real.model import OCI_MANIFEST
-from benchmarks.real.registry import Registry
+from benchmarks.real.registry import push_blob, push_manifest
 from shoal.wire.limits import MIB
 
 REPOSITORY: Final = "bench/layers"
@@ -30,20 +30,20 @@ class Blob:
         return f"/v2/{REPOSITORY}/blobs/{self.digest}"
 
 
-def push_layer(registry: Registry, seed: str, size_bytes: int) -> Blob:
-    """A layer of bytes drawn from a seed. Raises ShoalError."""
+def push_layer(address: str, seed: str, size_bytes: int) -> Blob:
+    """Uploads a layer of bytes drawn from a seed. Raises ShoalError."""
     digest = hashlib.sha256()
     for chunk in _drawn(seed, size_bytes):
         digest.update(chunk)
     blob = Blob(f"sha256:{digest.hexdigest()}", size_bytes)
-    registry.push_blob(REPOSITORY, blob.digest, size_bytes, _drawn(seed, size_bytes))
+    push_blob(address, REPOSITORY, blob.digest, size_bytes, _drawn(seed, size_bytes))
     return blob
 
 
-def push_artifact(registry: Registry, tag: str, layers: tuple[Blob, ...]) -> str:
-    """An artifact of layers; the path of a request for its manifest. Raises ShoalError."""
+def push_artifact(address: str, tag: str, layers: tuple[Blob, ...]) -> str:
+    """Uploads an artifact of layers; the path of a request for its manifest. Raises ShoalError."""
     config = Blob(f"sha256:{hashlib.sha256(b'{}').hexdigest()}", 2)
-    registry.push_blob(REPOSITORY, config.digest, config.size_bytes, (b"{}",))
+    push_blob(address, REPOSITORY, config.digest, config.size_bytes, (b"{}",))
     told = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -51,7 +51,7 @@ def push_artifact(registry: Registry, tag: str, layers: tuple[Blob, ...]) -> str
         "config": _descriptor(CONFIG_TYPE, config),
         "layers": [_descriptor(LAYER_TYPE, blob) for blob in layers],
     }
-    return registry.push_manifest(REPOSITORY, tag, json.dumps(told).encode())
+    return push_manifest(address, REPOSITORY, tag, json.dumps(told).encode())
 
 
 def _descriptor(kind: str, blob: Blob) -> dict[str, Any]:
