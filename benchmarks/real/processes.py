@@ -5,13 +5,9 @@ Each keeps what it writes in a directory of its own; only what was started here 
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,23 +22,6 @@ TAIL_CHARACTERS: Final = 2000
 """Of a log, in the error of a program that does not start."""
 SYSTEM_PATHS: Final = ("/usr/sbin", "/usr/local/sbin")
 """Where Debian keeps some, which are not on everybody's PATH."""
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: with everything removed."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def find_program(name: str, package: str) -> str:

@@ -12,11 +12,9 @@ access log; bytes of its link from the kernel's counter.
 
 import argparse
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.real.command import run
 from benchmarks.real.machine import (
     busy_seconds,
     children_cpu_s,
@@ -35,7 +34,6 @@ from benchmarks.real.machine import (
 )
 from benchmarks.real.model import Model, make_model
 from benchmarks.real.network import Network, check_possible
-from benchmarks.real.processes import ended_by_signals
 from benchmarks.real.registry import Registry
 from benchmarks.real.site import wait_connected
 from peer.cli.demo_processes import Processes
@@ -76,24 +74,21 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parser().parse_args(arguments)
-    work: Path | None = None
-    try:
+
+    def checked(work: Path) -> dict[str, Any]:
         check_possible()
-        plan = Plan.of(options)
-        work = Path(tempfile.mkdtemp(prefix="shoal-bench-", dir=options.directory))
-        with ended_by_signals():
-            result = measure(work, plan)
-    except (ShoalError, OSError, subprocess.TimeoutExpired) as error:
-        sys.stderr.write(f"benchmarks.real.pull: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if work is not None and options.keep:
-            sys.stderr.write(f"files and logs are in {work}\n")
-        elif work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+        return measure(work, Plan.of(options))
+
+    result = run(
+        "benchmarks.real.pull",
+        options,
+        checked,
+        table,
+        place=lambda: options.directory,
+        keep=options.keep,
+    )
+    if isinstance(result, int):
+        return result
     return 3 if _beyond(options, result) else 0
 
 

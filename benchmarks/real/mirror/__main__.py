@@ -8,21 +8,19 @@ is told beside it. The link needs root.
 """
 
 import argparse
-import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.real.machine import facts, load_average
+from benchmarks.real.command import run
+from benchmarks.real.machine import described, facts, load_average
 from benchmarks.real.mirror import crowd, stream
 from benchmarks.real.mirror.layers import Blob, push_artifact, push_layer
 from benchmarks.real.mirror.node import running_scheduler
 from benchmarks.real.network import Network, check_possible
-from benchmarks.real.processes import ended_by_signals
 from benchmarks.real.registry import Registry
 from peer.cli.local import human
 from shoal.runtime.config_values import parse_size
@@ -55,22 +53,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parser().parse_args(arguments)
-    work: Path | None = None
-    try:
-        if options.rate:
-            _check_link_possible()
-        work = Path(tempfile.mkdtemp(prefix="shoal-mirror-", dir=_place(options)))
-        with ended_by_signals():
-            result = measure(work, options)
-    except (ShoalError, OSError) as error:
-        sys.stderr.write(f"benchmarks.real.mirror: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+    result = run(
+        "benchmarks.real.mirror",
+        options,
+        lambda work: measure(work, options),
+        table,
+        place=lambda: _place(options),
+    )
+    if isinstance(result, int):
+        return result
     for text in result["missed"]:
         sys.stderr.write(f"missed: {text}\n")
     return BAR_MISSED if result["missed"] else 0
@@ -101,6 +92,8 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     def tell(text: str) -> None:
         sys.stderr.write(f"{text} ...\n")
 
+    if options.rate:
+        _check_link_possible()
     result: dict[str, Any] = {"machine": facts(work), "missed": []}
     with ExitStack() as stack:
         scheduler = ""
@@ -179,14 +172,8 @@ def _crowd(
 
 def table(result: dict[str, Any]) -> str:
     """The same for people."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {human(machine['memory_bytes'])}, "
-        f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}",
-        f"load average before {machine['load_average_before']}, after "
-        f"{machine['load_average_after']}; nodes "
-        f"{'with a' if result['scheduler'] else 'without'} scheduler",
-    ]
+    lines = described(result["machine"])
+    lines[-1] += f"; nodes {'with a' if result['scheduler'] else 'without'} scheduler"
     for name in ("shaped", "loopback"):
         measured = result.get("stream", {}).get(name)
         if measured is None:
