@@ -6,19 +6,17 @@ processes; the numbers are those of one machine in one run, so compare rows, not
 """
 
 import argparse
-import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real import bulk, small
-from benchmarks.real.machine import facts, load_average
+from benchmarks.real.command import run
+from benchmarks.real.machine import described, facts, load_average
 from peer.cli.local import human
 from shoal.runtime.config_values import parse_size
-from shoal.wire.errors import ShoalError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,18 +33,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parser().parse_args(arguments)
-    work = Path(tempfile.mkdtemp(prefix="shoal-bench-", dir=options.directory))
-    try:
-        result = measure(work, options)
-    except (ShoalError, OSError) as error:
-        sys.stderr.write(f"benchmarks.real: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
-    return 0
+    result = run(
+        "benchmarks.real",
+        options,
+        lambda work: measure(work, options),
+        table,
+        place=lambda: options.directory,
+    )
+    return result if isinstance(result, int) else 0
 
 
 def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -72,13 +66,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The same for people."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {human(machine['memory_bytes'])}, "
-        f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}",
-        f"load average before {machine['load_average_before']}, after "
-        f"{machine['load_average_after']}",
-    ]
+    lines = described(result["machine"])
     if "bulk" in result:
         measured = result["bulk"]
         lines += [

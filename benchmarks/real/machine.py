@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from peer.cli.local import human
+
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _LIBRARIES: Final = ("aiohttp", "grpcio", "msgpack", "protobuf", "uvloop", "xxhash")
 
@@ -76,3 +78,13 @@ def facts(directory: Path) -> dict[str, Any]:
         "libraries": {name: version(name) for name in _LIBRARIES},
         "load_average_before": load_average(),
     }
+
+
+def described(machine: dict[str, Any]) -> list[str]:
+    """The facts for people, with `load_average_after` added: lines above a table."""
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {human(machine['memory_bytes'])}, "
+        f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}",
+        f"load average before {machine['load_average_before']}, after "
+        f"{machine['load_average_after']}",
+    ]

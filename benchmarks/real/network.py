@@ -1,15 +1,18 @@
 """Hosts with links of their own on one machine: a network namespace each, joined by a bridge.
 
-Every link is a veth pair with a token bucket at both ends, so what a host sends and what it
+Every limited link is a veth pair with a token bucket at both ends, so what a host sends and what it
 receives are limited apart, as on a full-duplex port. Needs root. Everything is in namespaces of its
 own, named after this process; nothing of the machine's network is touched, and all of it is
 removed at the end.
 """
 
+import ctypes
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,6 +31,12 @@ QUEUE_S: Final = 0.04
 """How long a packet may wait for its turn: a switch's buffer, and no more."""
 QUEUE_BYTES_MIN: Final = 512 * 1024
 """Slow links would otherwise drop what several hosts send at once, a segment of 64 KiB each."""
+
+_NAMESPACES: Final = Path("/run/netns")
+"""Where ip-netns(8) keeps them."""
+_OWN_NAMESPACE: Final = Path("/proc/thread-self/ns/net")
+_CLONE_NEWNET: Final = 0x40000000
+"""setns(2)."""
 
 
 class Network:
@@ -88,6 +97,18 @@ class Network:
         """What to write before a command that is to run on a host."""
         return ("ip", "netns", "exec", self._namespace(name))
 
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """This thread, and the threads and processes that it starts, are on a host for the time of
+        the block. Sockets stay where they were opened."""
+        with _OWN_NAMESPACE.open("rb") as before:
+            with (_NAMESPACES / self._namespace(name)).open("rb") as host:
+                _enter(host.fileno())
+            try:
+                yield
+            finally:
+                _enter(before.fileno())
+
     def sent_bytes(self, name: str) -> int:
         """What the host has sent over its link so far, headers and all."""
         told = _run(*self.command(name), "cat", "/sys/class/net/eth0/statistics/tx_bytes")
@@ -118,6 +139,12 @@ def _shape(namespace: str, device: str, rate_bytes_s: int) -> None:
         "ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, "root", "tbf",
         "rate", f"{8 * rate_bytes_s}bit", "burst", f"{burst_bytes}b", "limit", f"{queue_bytes}b",
     )  # fmt: skip
+
+
+def _enter(namespace: int) -> None:
+    # `os.setns` is there from Python 3.12 on.
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET):
+        raise ShoalError(f"a network namespace: {os.strerror(ctypes.get_errno())}")
 
 
 def _remove_left_over() -> None:

@@ -12,20 +12,18 @@ access log; bytes of its link from the kernel's counter.
 
 import argparse
 import hashlib
-import json
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.real.command import run
 from benchmarks.real.machine import (
     busy_seconds,
     children_cpu_s,
@@ -76,24 +74,21 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parser().parse_args(arguments)
-    work: Path | None = None
-    try:
+
+    def checked(work: Path) -> dict[str, Any]:
         check_possible()
-        plan = Plan.of(options)
-        work = Path(tempfile.mkdtemp(prefix="shoal-bench-", dir=options.directory))
-        with _ended_by_signals():
-            result = measure(work, plan)
-    except (ShoalError, OSError, subprocess.TimeoutExpired) as error:
-        sys.stderr.write(f"benchmarks.real.pull: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        if work is not None and options.keep:
-            sys.stderr.write(f"files and logs are in {work}\n")
-        elif work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+        return measure(work, Plan.of(options))
+
+    result = run(
+        "benchmarks.real.pull",
+        options,
+        checked,
+        table,
+        place=lambda: options.directory,
+        keep=options.keep,
+    )
+    if isinstance(result, int):
+        return result
     return 3 if _beyond(options, result) else 0
 
 
@@ -117,23 +112,6 @@ class Plan:
             rate_bytes_s=int(options.rate_mbit * 1e6 / 8),
             tell_rates=options.tell_rates,
         )
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does: with everything removed."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +149,12 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         network.add("scheduler", 0)
         for number in range(plan.hosts):
             network.add(f"host-{number}", plan.rate_bytes_s)
-        registry = stack.enter_context(Registry(network, "registry", work))
-        reference = registry.push(model, REPOSITORY)
+        (work / "registry").mkdir()
+        with network.inside("registry"):
+            registry = stack.enter_context(
+                Registry(work / "registry", work / "storage", network.address_of("registry"))
+            )
+            reference = registry.push(model, REPOSITORY)
         shutil.rmtree(model.layout)
         processes = stack.enter_context(Processes(work))
         scheduler, hosts = _start(network, processes, work, plan)
@@ -182,7 +164,7 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         cpu_before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         busy_before = busy_seconds()
         sent_before = network.sent_bytes("registry")
-        logged_before = sum(registry.reads().body_bytes.values())
+        registry.reads()  # Of filling it, if any.
         commands_before = children_cpu_s()
         pulled = _pull(network, hosts, reference)
         busy_s = busy_seconds() - busy_before
@@ -192,9 +174,8 @@ def measure(work: Path, plan: Plan) -> dict[str, Any]:
         sent_bytes = network.sent_bytes("registry") - sent_before
         rss_bytes = max(peak_rss_bytes(host.pid) for host in hosts)
         _check(hosts, pulled, model)
-        # An answer is logged when it has ended, which may be after its bytes have arrived.
         reads = registry.reads()
-    body_bytes = sum(reads.body_bytes.values()) - logged_before
+    body_bytes = sum(reads.body_bytes.values())
     bound_s = model.size_bytes / plan.rate_bytes_s
     result |= {
         "hosts": plan.hosts,

@@ -1,35 +1,34 @@
-"""The real `docker-registry` on a host of a benchmark's network, and what its own log says it sent.
+"""The real `docker-registry`, filled over HTTP, and what its own log says that it sent."""
 
-Filled by skopeo on its own host, past the link. Keeps everything in a directory of its own and
-ends only what it started.
-"""
-
+import http.client
+import json
 import re
-import shutil
-import subprocess
-import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
+from urllib.parse import urlencode, urlsplit
 
-from benchmarks.real.model import Model
-from benchmarks.real.network import Network
+from benchmarks.real.model import OCI_MANIFEST, Model
+from benchmarks.real.processes import Server
 from shoal.wire.errors import ShoalError
+from shoal.wire.limits import MIB
 
-PORT: Final = 5000
-START_TIMEOUT_S: Final = 15.0
-PUSH_TIMEOUT_S: Final = 600.0
-STOP_TIMEOUT_S: Final = 5.0
+PUSH_TIMEOUT_S: Final = 120.0
+"""Of silence: the registry hashes a whole blob before it answers."""
+CHUNK_BYTES: Final = MIB
 
 _CONFIGURATION: Final = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
 storage:
   filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
 http:
-  addr: {address}:{port}
+  addr: {address}
+  relativeurls: true
 """
 
 _READ: Final = re.compile(r'"GET /v2/\S+/blobs/(sha256:[0-9a-f]{64})\S* HTTP/[^"]*" (\d+) (\d+)')
@@ -38,113 +37,99 @@ _READ: Final = re.compile(r'"GET /v2/\S+/blobs/(sha256:[0-9a-f]{64})\S* HTTP/[^"
 
 @dataclass(slots=True)
 class Reads:
-    """What clients have read, as the registry logged it."""
+    """What clients have read of blobs, as the registry logged it."""
 
     requests: int = 0
     body_bytes: Counter[str] = field(default_factory=Counter)
     """By digest."""
 
 
-class Registry:
-    """`docker-registry` on the host `name` of a network. A context manager."""
+class Registry(Server):
+    """One process over a directory of storage, which several may share."""
 
-    def __init__(self, network: Network, name: str, directory: Path) -> None:
-        self._network = network
-        self._name = name
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = directory / "registry.log"
-        for program in ("docker-registry", "skopeo"):
-            if shutil.which(program) is None:
-                raise ShoalError(
-                    f"{program} is not installed; on Debian: apt-get install {program}"
-                )
+    name = "docker-registry"
+    package = "docker-registry"
 
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"{self._network.address_of(self._name)}:{PORT}"
+    def __init__(self, work: Path, storage: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(work, host)
+        self.storage = storage
+        self._seen_bytes = 0
 
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        assert self._process is not None, "not started"
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        configuration = self._directory / "registry.yml"
-        host = self._network.address_of(self._name)
-        configuration.write_text(
-            _CONFIGURATION.format(root=self._directory / "storage", address=host, port=PORT)
-        )
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *self._network.command(self._name),
-                    "docker-registry",
-                    "serve",
-                    str(configuration),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self._directory,
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def push(self, model: Model, repository: str) -> str:
-        """Uploads the model; its reference. Raises ShoalError with what skopeo said."""
-        reference = f"{self.address}/{repository}:{model.tag}"
-        end_s = time.monotonic() + START_TIMEOUT_S
-        while (told := self._push_once(model, reference)) is not None:
-            refused = "connection refused" in told
-            if not refused or time.monotonic() > end_s:
-                raise ShoalError(f"the model can't be pushed: {told[-1000:]}{self._tail()}")
-            time.sleep(0.1)
-        return reference
-
-    def _push_once(self, model: Model, reference: str) -> str | None:
-        """What went wrong."""
-        done = subprocess.run(
-            [
-                *self._network.command(self._name),
-                *("skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"),
-                *("--dest-no-creds", f"oci:{model.layout}:{model.tag}", f"docker://{reference}"),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=PUSH_TIMEOUT_S,
-        )
-        return (done.stderr or done.stdout or "skopeo says nothing") if done.returncode else None
+    def configure(self) -> list[str]:
+        """Writes its configuration."""
+        configuration = self.work / "registry.yml"
+        configuration.write_text(_CONFIGURATION.format(root=self.storage, address=self.address))
+        return ["serve", str(configuration)]
 
     def reads(self) -> Reads:
-        """All reads of blobs so far whose answer has ended."""
+        """Of requests that have ended since the last call. A request is logged when its answer has
+        ended, which may be after its bytes have arrived."""
+        with self.log.open("rb") as log:
+            log.seek(self._seen_bytes)
+            text = log.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self._seen_bytes += len(text)
         reads = Reads()
-        for line in self._log.read_text(errors="replace").splitlines():
-            if found := _READ.search(line):
-                digest, status, size = found.groups()
-                reads.requests += 1
-                if status in ("200", "206"):
-                    reads.body_bytes[digest] += int(size)
+        for digest, status, size in _READ.findall(text.decode(errors="replace")):
+            reads.requests += 1
+            if status in ("200", "206"):
+                reads.body_bytes[digest] += int(size)
         return reads
 
-    def _tail(self) -> str:
-        return "\n" + self._log.read_text(errors="replace")[-1000:]
+    def push(self, model: Model, repository: str) -> str:
+        """Uploads a model; its reference. Raises ShoalError for a refusal."""
+        index = json.loads((model.layout / "index.json").read_text())
+        manifest = _blob(model, index["manifests"][0]["digest"]).read_bytes()
+        told = json.loads(manifest)
+        for each in (told["config"], *told["layers"]):
+            content = _chunks(_blob(model, each["digest"]))
+            push_blob(self.address, repository, each["digest"], each["size"], content)
+        push_manifest(self.address, repository, model.tag, manifest)
+        return f"{self.address}/{repository}:{model.tag}"
+
+
+def push_blob(
+    address: str, repository: str, digest: str, size_bytes: int, content: Iterable[bytes]
+) -> None:
+    """Uploads one blob in one piece to a registry. Raises ShoalError for a refusal."""
+    with closing(http.client.HTTPConnection(address, timeout=PUSH_TIMEOUT_S)) as connection:
+        place = urlsplit(_call(connection, "POST", f"/v2/{repository}/blobs/uploads/"))
+        query = "&".join(filter(None, (place.query, urlencode({"digest": digest}))))
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        _call(connection, "PUT", f"{place.path}?{query}", content, headers)
+
+
+def push_manifest(
+    address: str, repository: str, tag: str, manifest: bytes, media_type: str = OCI_MANIFEST
+) -> str:
+    """Uploads a manifest; the path of a request for it. Raises ShoalError for a refusal."""
+    path = f"/v2/{repository}/manifests/{tag}"
+    with closing(http.client.HTTPConnection(address, timeout=PUSH_TIMEOUT_S)) as connection:
+        _call(connection, "PUT", path, manifest, {"Content-Type": media_type})
+    return path
+
+
+def _blob(model: Model, digest: str) -> Path:
+    return model.layout / "blobs" / digest.replace(":", "/")
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _call(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    body: Iterable[bytes] | bytes = b"",
+    headers: dict[str, str] | None = None,
+) -> str:
+    """The Location of the answer. Raises ShoalError for a refusal."""
+    connection.request(method, target, body, headers or {})
+    response = connection.getresponse()
+    told = response.read()
+    if response.status not in (201, 202):
+        raise ShoalError(f"registry: {method} {target}: {response.status} {told[:500]!r}")
+    return response.headers.get("Location", "")

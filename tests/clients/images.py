@@ -7,7 +7,6 @@ repository of weights. Knows nothing of mirrors and judges nothing.
 
 import gzip
 import hashlib
-import http.client
 import io
 import json
 import random
@@ -16,7 +15,8 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+
+from benchmarks.real.registry import push_blob, push_manifest
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
@@ -24,7 +24,6 @@ OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 MODEL_MANIFEST: Final = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG: Final = "application/vnd.cncf.model.config.v1+json"
 
-PUSH_S: Final = 20.0
 _CREATED: Final = "2024-01-01T00:00:00Z"
 _KIB: Final = 1024
 
@@ -242,39 +241,8 @@ def write_layout(image: Image, directory: Path, tag: str) -> None:
 
 
 def push(image: Image, address: str, repository: str, tag: str) -> None:
-    """Uploads each blob in one piece, then the manifest. Raises AssertionError on a refusal."""
-    connection = http.client.HTTPConnection(address, timeout=PUSH_S)
-    try:
-        for blob in image.blobs:
-            _push_blob(connection, repository, blob)
-        manifest = image.manifest
-        _call(
-            connection,
-            "PUT",
-            f"/v2/{repository}/manifests/{tag}",
-            manifest.content,
-            manifest.media_type,
-        )
-    finally:
-        connection.close()
-
-
-def _push_blob(connection: http.client.HTTPConnection, repository: str, blob: Blob) -> None:
-    place = urlsplit(_call(connection, "POST", f"/v2/{repository}/blobs/uploads/"))
-    query = "&".join(filter(None, (place.query, urlencode({"digest": blob.digest}))))
-    _call(connection, "PUT", f"{place.path}?{query}", blob.content, "application/octet-stream")
-
-
-def _call(
-    connection: http.client.HTTPConnection,
-    method: str,
-    target: str,
-    body: bytes = b"",
-    content_type: str = "application/octet-stream",
-) -> str:
-    """The Location of the answer."""
-    connection.request(method, target, body, {"Content-Type": content_type})
-    response = connection.getresponse()
-    told = response.read()
-    assert response.status in {201, 202}, f"{method} {target}: {response.status} {told[:500]!r}"
-    return response.headers.get("Location", "")
+    """Uploads each blob in one piece, then the manifest. Raises ShoalError on a refusal."""
+    for blob in image.blobs:
+        push_blob(address, repository, blob.digest, len(blob.content), (blob.content,))
+    manifest = image.manifest
+    push_manifest(address, repository, tag, manifest.content, manifest.media_type)

@@ -8,23 +8,18 @@ faults and by a gate, both of which may be changed while it runs. It never cache
 import asyncio
 import hashlib
 import hmac
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
 
 from tests.clients.gate import Gate, Refusal
+from tests.fakes.loop_thread import LoopThread
 
-T = TypeVar("T")
-
-START_S: Final = 10.0
-STOP_S: Final = 10.0
 CHUNK_BYTES: Final = 64 * 1024
 BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 SIGNED_FOR_S: Final = 60.0
@@ -94,10 +89,11 @@ class _Rule:
         return True
 
 
-class RecordingProxy:
+class RecordingProxy(LoopThread):
     """In front of the registry at `upstream` (host:port). To be used as a context manager."""
 
     def __init__(self, upstream: str) -> None:
+        super().__init__()
         self.seen: list[Seen] = []
         """Of the registry's port."""
         self.storage_seen: list[Seen] = []
@@ -113,8 +109,6 @@ class RecordingProxy:
         self._rules: list[_Rule] = []
         self._secret = b"drawn once"
         self._runners: list[web.AppRunner] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="recording proxy")
         self._session: aiohttp.ClientSession | None = None
 
     # What a test says and asks.
@@ -148,11 +142,11 @@ class RecordingProxy:
 
     def go_down(self) -> None:
         """Closes its ports and connections: the next one to connect is refused."""
-        self._call(self._close_ports())
+        self.call(self._close_ports())
 
     def come_up(self) -> None:
         """Listens again, at the same ports."""
-        self._call(self._open_ports())
+        self.call(self._open_ports())
 
     def count(self) -> "Counter[tuple[str, str, int]]":
         """How many requests there were, by method, path and status."""
@@ -181,46 +175,15 @@ class RecordingProxy:
 
     # Its life.
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        try:
-            self._call(self._open())
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        try:
-            self._call(self._close())
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(STOP_S)
-            assert not self._thread.is_alive(), "the proxy did not stop"
-            self._loop.close()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_S)
-
-    async def _open(self) -> None:
+    async def start(self) -> None:
+        """Opens its ports."""
         self._session = aiohttp.ClientSession(
             auto_decompress=False, timeout=aiohttp.ClientTimeout(total=60, connect=10)
         )
         await self._open_ports()
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Closes them and its connections."""
         await self._close_ports()
         if self._session is not None:
             await self._session.close()

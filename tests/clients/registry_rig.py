@@ -4,43 +4,19 @@ Its storage, configuration and log lie in a directory of the test. Waits until i
 only the process that it started.
 """
 
-import http.client
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
 
+from benchmarks.real.registry import Registry
 from tests.clients.images import Image, push
 from tests.clients.recording_proxy import RecordingProxy
 from tests.conftest import require_tool
-from tests.integration.swarm_rig import STOP_S, wait_for
-
-PORT_TRIES: Final = 5
-ANSWER_S: Final = 2.0
-
-_CONFIGURATION: Final = """\
-version: 0.1
-log: {{level: warn, accesslog: {{disabled: true}}}}
-storage:
-  filesystem: {{rootdirectory: {root}}}
-  delete: {{enabled: true}}
-http:
-  addr: 127.0.0.1:{port}
-  relativeurls: true
-"""
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.integration.swarm_rig import STOP_S
 
 
 def bare_environment(home: Path) -> dict[str, str]:
@@ -97,63 +73,11 @@ class Program:
             self._process.wait(STOP_S)
 
 
-class Registry:
-    """The process `docker-registry`. To be used as a context manager."""
-
-    def __init__(self, directory: Path) -> None:
-        self._program = require_tool("docker-registry")
-        self._directory = directory
-        self._process: Program | None = None
-        self.port = 0
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for _ in range(PORT_TRIES):
-            if self._start(free_port()):
-                return self
-        tail = self._process.tail() if self._process is not None else ""
-        raise AssertionError(f"the registry does not start:\n{tail}")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            self._process.close()
-
-    def _start(self, port: int) -> bool:
-        """False when it ended, for somebody else may have taken the port."""
-        self.port = port
-        configuration = self._directory / "registry.yml"
-        configuration.write_text(_CONFIGURATION.format(root=self._directory / "storage", port=port))
-        process = self._process = Program(
-            [self._program, "serve", str(configuration)],
-            self._directory / "registry.log",
-            bare_environment(self._directory / "home"),
-        )
-        try:
-            wait_for(lambda: not process.running or self._answers(), "the registry answers")
-        except AssertionError:
-            process.close()
-            raise
-        return process.running
-
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection(self.address, timeout=ANSWER_S)
-        try:
-            connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
+def plain_registry(directory: Path) -> Registry:
+    """One that is to be started, with all its files in a directory that it makes."""
+    require_tool("docker-registry")
+    directory.mkdir(parents=True, exist_ok=True)
+    return Registry(directory, directory / "storage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +96,7 @@ class RecordedRegistry:
 @contextmanager
 def recorded_registry(directory: Path) -> Iterator[RecordedRegistry]:
     """Both, started and empty."""
-    with Registry(directory) as registry, RecordingProxy(registry.address) as proxy:
+    with plain_registry(directory) as registry, RecordingProxy(registry.address) as proxy:
         yield RecordedRegistry(registry, proxy)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.real.registry import Registry
 from tests.clients.conformance_rig import Results, conformance_suite, run_suite
 from tests.clients.images import make_image, push
-from tests.clients.registry_rig import Registry
+from tests.clients.registry_rig import plain_registry
 from tests.integration.swarm_rig import Swarm, say, wait_for_ready
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -62,7 +63,7 @@ class Pair:
 def pair(tmp_path: Path) -> Iterator[Pair]:
     conformance_suite()
     with ExitStack() as stack:
-        registry = stack.enter_context(Registry(tmp_path / "registry"))
+        registry = stack.enter_context(plain_registry(tmp_path / "registry"))
         swarm = stack.enter_context(Swarm(tmp_path, RATE_BYTES_S))
         swarm.start_scheduler()
         yield Pair(tmp_path, registry, swarm)

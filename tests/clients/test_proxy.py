@@ -14,7 +14,7 @@ import pytest
 
 from tests.clients.client_rig import CALL_S, PULL_S, Containerd, Outcome, Skopeo
 from tests.clients.images import make_image, push
-from tests.clients.registry_rig import Registry, bare_environment
+from tests.clients.registry_rig import bare_environment, plain_registry
 from tests.clients.tls_registry import PASSWORD, USER, TlsRegistry
 from tests.conftest import require_tool
 from tests.integration.swarm_rig import ROOT, Origin, Swarm, say, wait_for_ready
@@ -120,7 +120,7 @@ class Proxies:
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
     """Of a registry that has the image."""
-    with Registry(tmp_path / "plain") as registry:
+    with plain_registry(tmp_path / "plain") as registry:
         push(IMAGE, registry.address, "lib/img", "v1")
     return tmp_path / "plain" / "storage"
 

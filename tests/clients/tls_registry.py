@@ -9,29 +9,22 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import trustme
 
-from tests.clients.registry_rig import ANSWER_S, PORT_TRIES, Program, bare_environment, free_port
+from benchmarks.real.registry import Registry
 from tests.conftest import require_tool
-from tests.integration.swarm_rig import wait_for
 
+ANSWER_S: Final = 2.0
 USER: Final = "ann"
 PASSWORD: Final = "secret"
 _HASHED: Final = "$2b$04$5.X0cqQSF5gLq4KkgFPJ.u7zN20MpTxU3lLFl0ioySWaeOOqBDshm"
 
-_CONFIGURATION: Final = """\
-version: 0.1
-log: {{level: warn}}
-storage:
-  filesystem: {{rootdirectory: {root}}}
-http:
-  addr: 127.0.0.1:{port}
-  relativeurls: true
+_WITH_TLS: Final = """\
   tls: {{certificate: {directory}/server.pem, key: {directory}/server-key.pem}}
 """
+"""Goes on in the section `http`, the last one of a plain registry."""
 _WITH_PASSWORD: Final = """\
 auth:
   htpasswd: {{realm: registry, path: {directory}/htpasswd}}
@@ -39,69 +32,38 @@ auth:
 _LINE: Final = re.compile(r'"(?P<method>[A-Z]+) (?P<path>\S+) HTTP/[0-9.]+" (\d+) (?P<bytes>\d+)')
 
 
-class TlsRegistry:
+class TlsRegistry(Registry):
     """To be used as a context manager. `ca`: what its certificate is to be trusted by."""
 
     def __init__(self, directory: Path, storage: Path, *, private: bool = False) -> None:
-        self._program = require_tool("docker-registry")
-        self._directory = directory
-        self._storage = storage
+        require_tool("docker-registry")
+        directory.mkdir()
+        super().__init__(directory, storage)
         self._private = private
-        self._process: Program | None = None
         self._read_to = 0
-        self.port = 0
         self.ca = directory / "ca.pem"
 
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"127.0.0.1:{self.port}"
-
     def __enter__(self) -> Self:
-        self._directory.mkdir()
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(self.ca))
         server = authority.issue_cert("127.0.0.1")
-        server.cert_chain_pems[0].write_to_path(str(self._directory / "server.pem"))
-        server.private_key_pem.write_to_path(str(self._directory / "server-key.pem"))
-        (self._directory / "htpasswd").write_text(f"{USER}:{_HASHED}\n")
-        for _ in range(PORT_TRIES):
-            if self._start(free_port()):
-                self.forget()
-                return self
-        tail = self._process.tail() if self._process is not None else ""
-        raise AssertionError(f"the registry does not start:\n{tail}")
+        server.cert_chain_pems[0].write_to_path(str(self.work / "server.pem"))
+        server.private_key_pem.write_to_path(str(self.work / "server-key.pem"))
+        (self.work / "htpasswd").write_text(f"{USER}:{_HASHED}\n")
+        super().__enter__()
+        self.forget()
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            self._process.close()
+    def configure(self) -> list[str]:
+        """Writes its configuration, with TLS."""
+        arguments = super().configure()
+        text = _WITH_TLS + (_WITH_PASSWORD if self._private else "")
+        with (self.work / "registry.yml").open("a") as configuration:
+            configuration.write(text.format(directory=self.work))
+        return arguments
 
-    def _start(self, port: int) -> bool:
-        """False when it ended, for somebody else may have taken the port."""
-        self.port = port
-        text = _CONFIGURATION + (_WITH_PASSWORD if self._private else "")
-        configuration = self._directory / "registry.yml"
-        configuration.write_text(
-            text.format(root=self._storage, port=port, directory=self._directory)
-        )
-        process = self._process = Program(
-            [self._program, "serve", str(configuration)],
-            self._directory / "registry.log",
-            bare_environment(self._directory / "home"),
-        )
-        try:
-            wait_for(lambda: not process.running or self._answers(), "the registry answers")
-        except AssertionError:
-            process.close()
-            raise
-        return process.running
-
-    def _answers(self) -> bool:
+    def listens(self) -> bool:
+        """Whether it answers with its certificate."""
         context = ssl.create_default_context(cafile=str(self.ca))
         try:
             with urllib.request.urlopen(
@@ -116,13 +78,11 @@ class TlsRegistry:
 
     def forget(self) -> None:
         """What its log says so far is not counted."""
-        assert self._process is not None
-        self._read_to = len(self._process.log.read_text(errors="replace"))
+        self._read_to = len(self.log.read_text(errors="replace"))
 
     def told(self) -> str:
         """What its log says since."""
-        assert self._process is not None
-        return self._process.log.read_text(errors="replace")[self._read_to :]
+        return self.log.read_text(errors="replace")[self._read_to :]
 
     def read_bytes(self) -> Counter[str]:
         """Bytes that its log says were sent of each blob, by digest."""

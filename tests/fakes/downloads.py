@@ -25,16 +25,12 @@ from peer.shell.api_types import (
     TaskSummary,
 )
 from shoal.wire.errors import Reason
+from tests.fakes.answers import digest_of
 
 
 def task_id_of(content: bytes) -> str:
     """A task id that follows from the content."""
     return hashlib.sha256(b"task" + content).hexdigest()
-
-
-def digest_of(content: bytes) -> str:
-    """As the daemon would state it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 @dataclass

@@ -8,29 +8,26 @@ Counts what it was asked for. Ranges work; nothing can be pushed over HTTP.
 
 import asyncio
 import base64
-import hashlib
 import json
 import ssl
-import threading
 import time
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from aiohttp import web
 
+from tests.fakes.answers import begin_part, digest_of
+from tests.fakes.loop_thread import LoopThread
+
 REPOSITORY = "team/model"
+CHUNK_BYTES = 256 * 1024
 
 
-def digest_of(body: bytes) -> str:
-    """As registries write it."""
-    return f"sha256:{hashlib.sha256(body).hexdigest()}"
-
-
-class Registry:
+class Registry(LoopThread):
     """Serves `team/model` until the `with` block ends."""
 
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        super().__init__()
         self._host = host
         self._tls = tls
         self.blobs: dict[str, bytes] = {}
@@ -52,8 +49,6 @@ class Registry:
         self.slow_s = 0.0
         self.sent_chunks = 0
         self.port = self.other_port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
         self._runners: list[web.AppRunner] = []
 
     @property
@@ -87,23 +82,8 @@ class Registry:
             self.manifests[name] = manifest["mediaType"], body
         return digest_of(body)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Listens on both ports."""
         first, second = web.Application(), web.Application()
         first.add_routes(
             [
@@ -122,7 +102,8 @@ class Registry:
             ports.append(runner.addresses[0][1])
         self.port, self.other_port = ports
 
-    async def _stop(self) -> None:
+    async def close(self) -> None:
+        """Ends."""
         for runner in self._runners:
             await runner.cleanup()
 
@@ -193,22 +174,13 @@ class Registry:
         return await self._send(request, request.match_info["digest"])
 
     async def _send(self, request: web.Request, digest: str) -> web.StreamResponse:
-        body = self.blobs[digest]
-        asked = request.http_range
-        start = asked.start or 0
-        stop = len(body) if asked.stop is None else min(asked.stop, len(body))
-        ranged = "Range" in request.headers
-        headers = {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
-        if ranged:
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
-        response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
-        await response.prepare(request)
+        response, body = await begin_part(request, self.blobs[digest])
         if request.method == "GET":
-            for at in range(start, stop, 256 * 1024):
+            for at in range(0, len(body), CHUNK_BYTES):
                 self.asked[digest] += 1
                 self.sent_chunks += 1
                 if self.slow_s:
                     await asyncio.sleep(self.slow_s)
-                await response.write(body[at : min(stop, at + 256 * 1024)])
+                await response.write(body[at : at + CHUNK_BYTES])
         await response.write_eof()
         return response

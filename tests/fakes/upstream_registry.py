@@ -2,21 +2,16 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 
+from tests.fakes.answers import begin_part, digest_of
+
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-
-
-def sha256(body: bytes) -> str:
-    """As registries name it."""
-    return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 @dataclass
@@ -51,17 +46,17 @@ class FakeRegistry:
     def push(self, repository: str, tag: str, *layers: bytes, config: bytes = b"{}") -> str:
         """Makes an image of layers; gives the digest of its manifest."""
         for blob in (config, *layers):
-            self.blobs[repository, sha256(blob)] = blob
+            self.blobs[repository, digest_of(blob)] = blob
         body = json.dumps(
             {
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
-                "config": {"digest": sha256(config), "size": len(config)},
-                "layers": [{"digest": sha256(layer), "size": len(layer)} for layer in layers],
+                "config": {"digest": digest_of(config), "size": len(config)},
+                "layers": [{"digest": digest_of(layer), "size": len(layer)} for layer in layers],
             }
         ).encode()
-        self.manifests[repository, tag] = self.manifests[repository, sha256(body)] = body
-        return sha256(body)
+        self.manifests[repository, tag] = self.manifests[repository, digest_of(body)] = body
+        return digest_of(body)
 
     @property
     def authorization(self) -> str:
@@ -130,29 +125,21 @@ class FakeRegistry:
         body = self.manifests.get((repository, reference))
         if body is None:
             return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
-        headers = {"Docker-Content-Digest": sha256(body), "Content-Type": OCI_MANIFEST}
+        headers = {"Docker-Content-Digest": digest_of(body), "Content-Type": OCI_MANIFEST}
         return web.Response(body=body, headers=headers)
 
     async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
         blob = self.blobs.get((repository, digest))
         if blob is None:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN"}]}, status=404)
-        headers: dict[str, Any] = {"Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
-        part, status, body = request.http_range, 200, blob
-        if part.start is not None:
-            body, status = blob[part], 206
-            last = part.start + len(body) - 1
-            headers["Content-Range"] = f"bytes {part.start}-{last}/{len(blob)}"
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = len(body)
-        await response.prepare(request)
+        response, body = await begin_part(request, blob, {"ETag": f'"{digest}"'})
         if request.method == "HEAD":
             return response
         if self.corrupt:
             body = bytes([body[0] ^ 1]) + body[1:]
         if self.cut_at is not None:
             body = body[: self.cut_at]
-        if (part.start or 0) < self.stalls_before and len(body) > 1:
+        if (request.http_range.start or 0) < self.stalls_before and len(body) > 1:
             await self.go.wait()
         self.blob_bytes[digest] += len(body)
         await response.write(body)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from tests.fakes.answers import begin_part
+
 
 @dataclass
 class WebOrigin:
@@ -75,15 +77,7 @@ class WebOrigin:
         etag = f'"{abs(hash(content)):x}"'
         if request.headers.get("If-None-Match") == etag:
             return web.Response(status=304, headers={"ETag": etag})
-        headers, part, status, body = {"ETag": etag}, request.http_range, 200, content
-        headers["Accept-Ranges"] = "bytes"
-        if part.start is not None:
-            body, status = content[part], 206
-            last = part.start + len(body) - 1
-            headers["Content-Range"] = f"bytes {part.start}-{last}/{len(content)}"
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = len(body)
-        await response.prepare(request)
+        response, body = await begin_part(request, content, {"ETag": etag})
         if request.method == "HEAD":
             return response
         if self.cut:

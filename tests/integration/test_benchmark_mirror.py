@@ -46,7 +46,7 @@ def test_many_clients_at_once_get_every_byte_and_the_registry_is_read_once(
 
 def test_a_link_has_the_rate_that_was_asked_for() -> None:
     require_root()
-    for tool in ("docker-registry", "unshare", "nsenter", "ip", "tc"):
+    for tool in ("docker-registry", "ip", "tc"):
         require_tool(tool)
     options = ("--rate", "200", "--size", "10MB", "--turns", "1", "--clients", "0", "--json")
     done = subprocess.run(

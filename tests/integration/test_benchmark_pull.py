@@ -18,7 +18,7 @@ SMALL = ("--hosts", "3", "--size", "24MiB", "--shards", "3", "--rate-mbit", "100
 
 def require_all() -> None:
     require_root()
-    for tool in ("ip", "tc", "docker-registry", "skopeo"):
+    for tool in ("ip", "tc", "docker-registry"):
         require_tool(tool)
 
 

@@ -27,12 +27,13 @@ from peer.shell.proxy.targets import parse_pattern
 from shoal.runtime.config_values import Endpoint, SecretFile
 from shoal.wire.ids import HostId
 from shoal.wire.limits import MIB, SECOND_NS
-from tests.fakes.upstream_registry import FakeRegistry, sha256
+from tests.fakes.answers import digest_of
+from tests.fakes.upstream_registry import FakeRegistry
 from tests.fakes.web_origin import WebOrigin
 
 NAME = "reg.example"
 LAYER = Random(5).randbytes(MIB + 5)
-DIGEST = sha256(LAYER)
+DIGEST = digest_of(LAYER)
 BLOB = f"/v2/lib/img/blobs/{DIGEST}"
 MANIFEST = "/v2/lib/img/manifests/v1"
 MODEL = Random(6).randbytes(3 * MIB + 11)

@@ -20,7 +20,8 @@ from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.tasks import InlineOffload
 from shoal.wire.control import Demand
 from shoal.wire.errors import Reason, UsageError
-from tests.fakes.downloads import FakeDownloads, digest_of, task_id_of
+from tests.fakes.answers import digest_of
+from tests.fakes.downloads import FakeDownloads, task_id_of
 
 URL = "https://origin.example/model.bin?signature=secret"
 CONTENT = bytes(range(256)) * 4096

@@ -20,11 +20,12 @@ from shoal.runtime.config_values import Endpoint
 from shoal.wire.errors import UsageError
 from shoal.wire.ids import HostId
 from shoal.wire.limits import MIB, SECOND_NS
-from tests.fakes.upstream_registry import FakeRegistry, sha256
+from tests.fakes.answers import digest_of
+from tests.fakes.upstream_registry import FakeRegistry
 
 NAME = "reg.example"
 LAYERS = tuple(Random(seed).randbytes(size) for seed, size in ((1, MIB + 5), (2, 70_000), (3, 1)))
-DIGESTS = tuple(sha256(layer) for layer in LAYERS)
+DIGESTS = tuple(digest_of(layer) for layer in LAYERS)
 BLOB = f"/v2/lib/img/blobs/{DIGESTS[0]}"
 
 

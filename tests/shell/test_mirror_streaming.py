@@ -15,13 +15,14 @@ from peer.shell.node import NodeOptions, PeerNode
 from shoal.runtime.config_values import Endpoint
 from shoal.wire.ids import HostId
 from shoal.wire.limits import MIB, SECOND_NS
-from tests.fakes.upstream_registry import FakeRegistry, sha256
+from tests.fakes.answers import digest_of
+from tests.fakes.upstream_registry import FakeRegistry
 
 SIZE = 80 * MIB
 FIRST_READS = 64 * MIB
 """Where a node on its own has begun to read at first, several stretches at once."""
 LAYER = Random(5).randbytes(MIB) * (SIZE // MIB)
-DIGEST = sha256(LAYER)
+DIGEST = digest_of(LAYER)
 BLOB = f"/v2/lib/img/blobs/{DIGEST}"
 WAIT_S = 20.0
 

@@ -19,7 +19,8 @@ from peer.shell.node import NodeOptions, PeerNode
 from shoal.runtime.config_values import Endpoint
 from shoal.wire.ids import HostId
 from shoal.wire.limits import KIB, MIB, SECOND_NS
-from tests.fakes.upstream_registry import FakeRegistry, sha256
+from tests.fakes.answers import digest_of
+from tests.fakes.upstream_registry import FakeRegistry
 
 NAME = "reg.example"
 BLOB = b"pushed" * 50_000
@@ -62,7 +63,7 @@ class Uploads(FakeRegistry):
         self.received.append((request.method, request.raw_path, bytes(body)))
         headers = {"Docker-Upload-UUID": "u1", "Range": f"0-{max(0, len(body) - 1)}"}
         if request.method == "PUT":
-            digest = sha256(bytes(body))
+            digest = digest_of(bytes(body))
             self.blobs["lib/img", digest] = bytes(body)
             headers |= {"OCI-Subject": "sha256:0", "Location": f"/v2/lib/img/blobs/{digest}"}
             return web.Response(status=201, headers=headers)
@@ -148,7 +149,7 @@ async def test_a_blob_is_pushed_in_parts_wherever_the_registry_sends_its_client(
         "PATCH", back, at=at, data=BLOB, headers={"Content-Range": f"0-{len(BLOB) - 1}"}
     )
     assert (status, answer.headers["Range"]) == (202, f"0-{len(BLOB) - 1}")
-    digest = sha256(BLOB)
+    digest = digest_of(BLOB)
     back = answer.headers["Location"]
     join = "&" if "?" in back else "?"
     status, answer, _ = await site.ask("PUT", f"{back}{join}digest={digest}", at=at, data=BLOB)
@@ -182,7 +183,7 @@ async def test_only_what_the_registry_named_is_taken_back(site: Site) -> None:
 
 
 async def test_what_is_said_of_a_mount_passes(site: Site) -> None:
-    query = f"mount={sha256(BLOB)}&from=other%2Fimg"
+    query = f"mount={digest_of(BLOB)}&from=other%2Fimg"
     await site.ask("POST", f"{UPLOADS}?{query}&ns={NAME}", headers={"Authorization": "Basic eA=="})
     assert site.registry.received == [("POST", f"{UPLOADS}?{query}", b"")]
     assert site.registry.seen[0].headers["Authorization"] == "Basic eA=="
@@ -225,7 +226,7 @@ async def test_a_manifest_that_was_deleted_is_given_out_no_longer(site: Site) ->
 
 async def test_a_blob_that_was_deleted_is_asked_for_again(site: Site) -> None:
     site.registry.push("lib/img", "v1", b"layer")
-    path = f"/v2/lib/img/blobs/{sha256(b'layer')}"
+    path = f"/v2/lib/img/blobs/{digest_of(b'layer')}"
     assert (await site.ask("GET", "/v2/lib/img/manifests/v1", at=1))[0] == 200
     assert (await site.ask("GET", path, at=1))[0] == 200
     assert (await site.ask("DELETE", path, at=1))[0] == 202
@@ -234,12 +235,12 @@ async def test_a_blob_that_was_deleted_is_asked_for_again(site: Site) -> None:
 
 async def test_a_false_blob_that_is_pushed_anew_is_served_at_once(site: Site) -> None:
     site.registry.push("lib/img", "v1", BLOB)
-    path, site.registry.corrupt = f"/v2/lib/img/blobs/{sha256(BLOB)}", True
+    path, site.registry.corrupt = f"/v2/lib/img/blobs/{digest_of(BLOB)}", True
     with pytest.raises(aiohttp.ClientError):
         await site.ask("GET", path, at=1)
     assert (await site.ask("GET", path, at=1))[0] == 503
     site.registry.corrupt = False
-    put = await site.ask("PUT", f"{UPLOADS}u1?digest={sha256(BLOB)}", at=1, data=BLOB)
+    put = await site.ask("PUT", f"{UPLOADS}u1?digest={digest_of(BLOB)}", at=1, data=BLOB)
     assert put[0] == 201
     assert (await site.ask("GET", path, at=1))[0] == 200
 
@@ -252,7 +253,7 @@ async def test_what_nobody_writes_to_is_405(site: Site) -> None:
         ("POST", "/v2/lib/img/manifests/v1"),
         ("PUT", "/v2/lib/img/tags/list"),
         ("DELETE", "/v2/"),
-        ("PUT", f"/v2/lib/img/blobs/{sha256(BLOB)}"),
+        ("PUT", f"/v2/lib/img/blobs/{digest_of(BLOB)}"),
         ("PATCH", "/v2/lib/img/blobs/uploads/.."),
         ("OPTIONS", UPLOADS),
     ):

@@ -8,22 +8,20 @@ is told beside it. The link needs root.
 """
 
 import argparse
-import json
-import os
 import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.real.machine import facts, load_average
+from benchmarks.real.command import run
+from benchmarks.real.machine import described, facts, load_average
 from benchmarks.real.mirror import crowd, stream
-from benchmarks.real.mirror.network import FAR_ADDRESS, Link, wake_loopback
+from benchmarks.real.mirror.layers import Blob, push_artifact, push_layer
 from benchmarks.real.mirror.node import running_scheduler
-from benchmarks.real.mirror.registry import Registry
+from benchmarks.real.network import Network, check_possible
+from benchmarks.real.registry import Registry
 from peer.cli.local import human
 from shoal.runtime.config_values import parse_size
 from shoal.wire.errors import ShoalError
@@ -49,48 +47,31 @@ def parser() -> argparse.ArgumentParser:
         "--directory", type=Path, help="where files go; default: memory if they fit, else TMPDIR"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
-    if options.rate and not options.inside:
-        return _in_a_namespace(given)
-    if options.inside:
-        # It is a process of its own then, and what it started ends with it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    work = Path(tempfile.mkdtemp(prefix="shoal-mirror-", dir=_place(options)))
-    try:
-        if options.inside:
-            wake_loopback()
-        result = measure(work, options)
-    except (ShoalError, OSError) as error:
-        sys.stderr.write(f"benchmarks.real.mirror: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write((json.dumps(result) if options.json else table(result)) + "\n")
+    options = parser().parse_args(arguments)
+    result = run(
+        "benchmarks.real.mirror",
+        options,
+        lambda work: measure(work, options),
+        table,
+        place=lambda: _place(options),
+    )
+    if isinstance(result, int):
+        return result
     for text in result["missed"]:
         sys.stderr.write(f"missed: {text}\n")
     return BAR_MISSED if result["missed"] else 0
 
 
-def _in_a_namespace(given: list[str]) -> int:
-    """Goes on as a program in a network namespace of its own; returns only if it cannot."""
-    program = shutil.which("unshare")
-    if os.geteuid() != 0 or program is None:
-        sys.stderr.write(
-            "benchmarks.real.mirror: a link with a rate needs root and unshare; --rate 0 measures "
-            "loopback alone\n"
-        )
-        return 1
-    command = [sys.executable, "-m", "benchmarks.real.mirror", "--inside", *given]
-    os.execv(program, [program, "--net", "--", *command])
+def _check_link_possible() -> None:
+    try:
+        check_possible()
+    except ShoalError as error:
+        raise ShoalError(f"{error}; --rate 0 measures loopback alone") from None
 
 
 def _place(options: argparse.Namespace) -> Path | None:
@@ -111,15 +92,17 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     def tell(text: str) -> None:
         sys.stderr.write(f"{text} ...\n")
 
+    if options.rate:
+        _check_link_possible()
     result: dict[str, Any] = {"machine": facts(work), "missed": []}
     with ExitStack() as stack:
         scheduler = ""
         if not options.alone:
-            (work / "scheduler").mkdir()
             scheduler = stack.enter_context(running_scheduler(work / "scheduler"))
         result["scheduler"] = bool(scheduler)
         storage = work / "storage"
-        near = stack.enter_context(Registry(storage, work / "near"))
+        (work / "near").mkdir()
+        near = stack.enter_context(Registry(work / "near", storage))
         if size_bytes := int(parse_size(options.size)):
             result["stream"] = _stream(work, near, size_bytes, options, scheduler, tell)
             if options.rate:
@@ -142,20 +125,32 @@ def _stream(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     tell("filling the registry")
-    blob = near.push("layer", size_bytes)
-    near.push_manifest("layer", (blob,))
+    blob = push_layer(near.address, "layer", size_bytes)
+    push_artifact(near.address, "layer", (blob,))
     result: dict[str, Any] = {"rate_mbit_s": options.rate}
     if options.rate:
-        with (
-            Link() as link,
-            Registry(work / "storage", work / "far", FAR_ADDRESS, link.enter) as far,
-        ):
-            link.shape(options.rate * 1_000_000)
-            result["shaped"] = stream.measure(
-                work, far.address, blob, options.turns, scheduler, tell
-            )
+        result["shaped"] = _over_link(work, blob, options, tell)
     result["loopback"] = stream.measure(work, near.address, blob, options.turns, scheduler, tell)
     return result
+
+
+def _over_link(
+    work: Path, blob: Blob, options: argparse.Namespace, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The registry is on another host than the node and the client; both directions of the far
+    host's link are held at the rate, and nothing else is."""
+    with ExitStack() as stack:
+        network = stack.enter_context(Network())
+        network.add("near", 0)
+        address = network.add("far", options.rate * 1_000_000 // 8)
+        (work / "far").mkdir()
+        with network.inside("far"):
+            far = stack.enter_context(Registry(work / "far", work / "storage", address))
+        stack.enter_context(network.inside("near"))
+        scheduler = ""
+        if not options.alone:
+            scheduler = stack.enter_context(running_scheduler(work / "near-scheduler"))
+        return stream.measure(work, far.address, blob, options.turns, scheduler, tell)
 
 
 def _crowd(
@@ -167,22 +162,18 @@ def _crowd(
 ) -> list[dict[str, Any]]:
     tell("filling the registry")
     size_bytes = int(parse_size(options.blob_size))
-    blobs = tuple(near.push(f"blob {number}", size_bytes) for number in range(options.blobs))
-    manifest = near.push_manifest("crowd", blobs)
+    blobs = tuple(
+        push_layer(near.address, f"blob {number}", size_bytes) for number in range(options.blobs)
+    )
+    manifest = push_artifact(near.address, "crowd", blobs)
     people = crowd.Crowd(options.clients, blobs, options.blobs_each)
     return [crowd.measure(work, near, people, path, scheduler, tell) for path in ("", manifest)]
 
 
 def table(result: dict[str, Any]) -> str:
     """The same for people."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {human(machine['memory_bytes'])}, "
-        f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}",
-        f"load average before {machine['load_average_before']}, after "
-        f"{machine['load_average_after']}; nodes "
-        f"{'with a' if result['scheduler'] else 'without'} scheduler",
-    ]
+    lines = described(result["machine"])
+    lines[-1] += f"; nodes {'with a' if result['scheduler'] else 'without'} scheduler"
     for name in ("shaped", "loopback"):
         measured = result.get("stream", {}).get(name)
         if measured is None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.real.machine import cpu_seconds
+from benchmarks.real.mirror.layers import Blob
 from benchmarks.real.mirror.node import Node, running_node
 from benchmarks.real.mirror.reading import read
-from benchmarks.real.mirror.registry import Blob, Registry
+from benchmarks.real.registry import Registry
 from benchmarks.real.small import percentile
 from shoal.wire.errors import ShoalError
 
@@ -50,7 +50,7 @@ def measure(
     """A cold and a warm round on one node. `manifest`: the path of one that names all blobs, which
     is asked for first, as container runtimes do; "" for blobs that are asked for alone. Raises
     ShoalError only if nothing can be measured."""
-    registry.sent()
+    registry.reads()  # Of rounds before.
     with running_node(directory / "node", registry.address, scheduler) as node:
         if manifest:
             read(node.mirror, manifest)
@@ -75,18 +75,18 @@ def _round(
 ) -> dict[str, Any]:
     wanted = crowd.wanted()
     tell(f"{crowd.clients} clients, {len(wanted)} requests at once, {name}")
-    before_s, began = cpu_seconds(node.pid), time.monotonic()
+    before_s, began = node.cpu_s(), time.monotonic()
     with ThreadPoolExecutor(len(wanted)) as pool:
         ends = list(pool.map(lambda blob: _read_one(node.mirror, blob), wanted))
     seconds = time.monotonic() - began
     time.sleep(SETTLE_S)
-    sent = registry.sent()
+    sent = registry.reads().body_bytes
     errors = [end for end in ends if isinstance(end, str)]
     times = [end for end in ends if not isinstance(end, str)]
-    copies = [sent.get(blob.digest, 0) / blob.size_bytes for blob in crowd.blobs]
+    copies = [sent[blob.digest] / blob.size_bytes for blob in crowd.blobs]
     return {
         "seconds": round(seconds, 2),
-        "cpu_s": round(cpu_seconds(node.pid) - before_s, 2),
+        "cpu_s": round(node.cpu_s() - before_s, 2),
         "peak_rss_bytes": node.peak_rss_bytes(),
         "errors": len(errors),
         "error": errors[0] if errors else "",

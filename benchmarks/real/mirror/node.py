@@ -1,20 +1,17 @@
 """One node: a peer daemon with a mirror, beside a scheduler that may outlive several of them."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.real.machine import cpu_seconds, peak_rss_bytes
+from benchmarks.real.site import wait_connected
 from peer.cli.demo_processes import Processes
-from peer.cli.local_client import LocalClient
-from shoal.wire.errors import ShoalError
 
 NAME: Final = "registry.test"
-CONNECT_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,6 @@ class Node:
     pid: int
     mirror: str
     """Where its mirror listens."""
-    client: LocalClient
 
     def peak_rss_bytes(self) -> int:
         """The most memory that it ever had."""
@@ -34,14 +30,12 @@ class Node:
         """What it has used so far."""
         return cpu_seconds(self.pid)
 
-    def status(self) -> dict[str, Any]:
-        """What it says of itself."""
-        return self.client.get_json("/v1/status")
-
 
 @contextmanager
 def running_scheduler(directory: Path) -> Iterator[str]:
-    """The address of one that runs for the time of the block."""
+    """The address of one that runs for the time of the block, with its files in a directory that
+    it makes."""
+    directory.mkdir()
     with Processes(directory) as processes:
         started = processes.start(
             "scheduler",
@@ -69,19 +63,8 @@ def running_node(directory: Path, registry: str, scheduler: str = "") -> Iterato
                 "--ready-file",
             )
             facts = started.facts()
-            node = Node(
-                started.process.pid, facts["mirrors"][0], LocalClient(Path(facts["socket"]))
-            )
             if scheduler:
-                _wait_connected(node)
-            yield node
+                wait_connected("the node", Path(facts["socket"]))
+            yield Node(started.process.pid, facts["mirrors"][0])
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_connected(node: Node) -> None:
-    end = time.monotonic() + CONNECT_TIMEOUT_S
-    while not node.status()["scheduler_connected"]:
-        if time.monotonic() > end:
-            raise ShoalError("the node did not reach the scheduler")
-        time.sleep(0.01)

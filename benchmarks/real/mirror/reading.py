@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.real.mirror.registry import MANIFEST_TYPE
+from benchmarks.real.model import OCI_MANIFEST
 from shoal.wire.errors import ShoalError
 
 BUFFER_BYTES: Final = 256 * 1024
@@ -39,7 +39,7 @@ def read(address: str, path: str, *, asked_range: str = "", with_digest: bool = 
         (
             f"GET {path} HTTP/1.1",
             f"Host: {address}",
-            f"Accept: */*, {MANIFEST_TYPE}",
+            f"Accept: */*, {OCI_MANIFEST}",
             *((f"Range: {asked_range}",) if asked_range else ()),
             "Connection: close\r\n\r\n",
         )

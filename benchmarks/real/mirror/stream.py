@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from benchmarks.real.mirror.layers import Blob
 from benchmarks.real.mirror.node import running_node
 from benchmarks.real.mirror.reading import Reading, read
-from benchmarks.real.mirror.registry import Blob
 from shoal.wire.errors import ShoalError
 
 GB: Final = 1_000_000_000

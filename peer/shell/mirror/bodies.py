@@ -6,14 +6,14 @@ twice.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, Self
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from peer.shell.api_routes import break_off
+from peer.shell.http_passing import pass_body
 
 IDLE_S: Final = 60.0
 """Longest time in which nothing of a body moves, on either side."""
@@ -94,16 +94,13 @@ async def hand_back(
     response = web.StreamResponse(status=answer.status, headers=headers)
     if not whole:
         response.force_close()
-    await response.prepare(http)
-    try:
-        while True:
-            async with asyncio.timeout(IDLE_S):
-                chunk = await answer.content.readany()
-            if not chunk:
-                break
-            await response.write(chunk)
-    except (aiohttp.ClientError, TimeoutError):
-        break_off(http)
-        return response
-    await response.write_eof()
-    return response
+    return await pass_body(http, response, _chunks(answer))
+
+
+async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    while True:
+        async with asyncio.timeout(IDLE_S):
+            chunk = await answer.content.readany()
+        if not chunk:
+            return
+        yield chunk

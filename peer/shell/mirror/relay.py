@@ -18,6 +18,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from peer.shell.http_passing import going_on
 from peer.shell.mirror.bodies import IDLE_S, BodyFailedError, ClientBody
 from peer.shell.mirror.upstreams import Upstream
 from shoal.wire.errors import UsageError
@@ -46,21 +47,7 @@ _ASKED: Final = (
 )
 _SENT: Final = ("Content-Type", "Content-Length", "Content-Range", "Content-Encoding")
 """Of requests with a body."""
-_OF_THE_CONNECTION: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-encoding",
-        "date",
-        "server",
-    }
-)
+_TOLD_HERE: Final = frozenset({"content-encoding", "date", "server"})
 
 
 class UpstreamFailedError(Exception):
@@ -191,10 +178,9 @@ def asked_headers(headers: "Mapping[str, str] | CIMultiDict[str]") -> CIMultiDic
 
 
 def told_headers(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    """What of a registry's answer its client is told: all but what is the connection's."""
-    return CIMultiDict(
-        (name, value) for name, value in headers if name.lower() not in _OF_THE_CONNECTION
-    )
+    """What of a registry's answer its client is told: all but what is the connection's
+    or this server's own."""
+    return going_on(headers, _TOLD_HERE)
 
 
 def without_range(headers: Mapping[str, str]) -> CIMultiDict[str]:

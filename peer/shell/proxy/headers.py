@@ -1,6 +1,6 @@
 """Headers between a client, the proxy and an origin: what ends here and what goes on. Pure.
 
-Source: RFC 9110, sections 7.6.1 (Connection), 7.6.3 (Via), 11.7 (authentication of proxies).
+Source: RFC 9110, sections 7.6.3 (Via) and 11.7 (authentication of proxies).
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,22 +8,9 @@ from typing import Final
 
 from multidict import CIMultiDict
 
+from peer.shell.http_passing import going_on
 from peer.shell.proxy.rules import DRAGONFLY
 
-_OF_THE_CONNECTION: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-authentication-info",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 _OF_THE_REQUEST: Final = frozenset({"host", "expect"})
 """What follows from the URL, and what was answered here already."""
 
@@ -70,23 +57,11 @@ def passed(via: str, pseudonym: str) -> bool:
 def _going_on(
     headers: Iterable[tuple[str, str]], kept_here: frozenset[str], pseudonym: str
 ) -> CIMultiDict[str]:
-    given = list(headers)
-    named = {
-        word.strip().lower()
-        for name, value in given
-        if name.lower() == "connection"
-        for word in value.split(",")
-    }
-    own: CIMultiDict[str] = CIMultiDict()
-    for name, value in given:
-        lower = name.lower()
-        if (
-            lower not in _OF_THE_CONNECTION
-            and lower not in kept_here
-            and lower not in named
-            and not lower.startswith(DRAGONFLY)
-        ):
-            own.add(name, value)
+    own = CIMultiDict(
+        (name, value)
+        for name, value in going_on(headers, kept_here).items()
+        if not name.lower().startswith(DRAGONFLY)
+    )
     if pseudonym:
         own.add("Via", f"1.1 {pseudonym}")
     return own

@@ -7,6 +7,7 @@ is checked here, when it is resolved.
 """
 
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from peer.shell.api_routes import break_off
+from peer.shell.http_passing import pass_body
 from peer.shell.origin.http_errors import RAISED, translate
 from peer.shell.origin.places import PlaceRules
 from peer.shell.origin.resolving import CheckedResolver, PlaceRefusedError
@@ -87,16 +88,12 @@ class Passing:
             reason=answer.reason,
             headers=told_headers(answer.headers.items(), self._pseudonym),
         )
-        await response.prepare(http)
-        try:
-            async for chunk in answer.content.iter_any():
-                self.passed_bytes += len(chunk)
-                await response.write(chunk)
-        except (aiohttp.ClientError, TimeoutError):
-            break_off(http)
-            return response
-        await response.write_eof()
-        return response
+        return await pass_body(http, response, self._counted(answer))
+
+    async def _counted(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        async for chunk in answer.content.iter_any():
+            self.passed_bytes += len(chunk)
+            yield chunk
 
     async def close(self) -> None:
         """Ends all connections. Safe to call twice."""

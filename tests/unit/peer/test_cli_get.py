@@ -16,7 +16,7 @@ from peer.cli import get
 from peer.cli.main import run
 from peer.shell.api_types import Failed
 from shoal.wire.errors import Reason
-from tests.fakes.downloads import digest_of
+from tests.fakes.answers import digest_of
 from tests.fakes.local_daemon import LocalDaemon
 
 URL = "http://origin.example/model.bin?signature=secret"
