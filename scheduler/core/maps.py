@@ -37,6 +37,8 @@ class Maps:
     counts: dict[int, bitfield.Counts] = field(default_factory=dict)
     """By task: how many hosts hold each unit, told or not."""
     told_counts: dict[int, bitfield.Counts] = field(default_factory=dict)
+    half: int = 1
+    """How many hosts half of the swarm was at the last map."""
     spread: dict[int, int] = field(default_factory=dict)
     """By task: the units that half of the swarm was last told to hold."""
     lone: dict[int, int] = field(default_factory=dict)
@@ -164,6 +166,9 @@ class Maps:
         """What at least half of the swarm holds. Whether that changed."""
         hosts = max(len(self.overlay), len(self.told) + len(self.untold))
         half = max(1, -(-hosts // 2))
+        if half != self.half:
+            self.half = half
+            touched.update(dict.fromkeys(self.counts))
         changed = False
         for number in touched:
             if number in self.counts:

@@ -181,6 +181,20 @@ def test_messages_come_the_more_rarely_the_more_hosts_there_are() -> None:
         assert all(abs(gap - apart_ns) <= 2 for gap in gaps), (count, gaps)
 
 
+def test_half_of_the_swarm_grows_with_it() -> None:
+    rig = swarm(1)
+    listener = Receiver()
+    rig.hold("h0", unit(0))
+    rig.wait(1)
+    listener.hear(rig, "h0")
+    assert listener.spread == 0b1
+    for number in range(1, 4):
+        rig.connect(f"h{number}", join_of(member()))
+    rig.wait(1)
+    listener.hear(rig, "h0")
+    assert listener.spread == 0, "one of four"
+
+
 def test_half_of_the_swarm_is_half_of_all_who_are_in_it() -> None:
     rig = swarm(6)
     for name, units in (("h0", (0, 1)), ("h1", (0,)), ("h2", (0, 2)), ("h3", (3,))):
@@ -426,9 +440,8 @@ def test_every_member_knows_what_is_true(steps: list[tuple[str, int, int]]) -> N
         for number in range(UNITS):
             count[number] += units >> number & 1
     assert watcher.covered == covered
-    spread = [
-        number for number in range(UNITS) if held and count[number] >= math.ceil(len(held) / 2)
-    ]
+    half = max(1, math.ceil(max(len(board(rig).overlay), len(held)) / 2))
+    spread = [number for number in range(UNITS) if count[number] >= half]
     expected = sum(1 << number for number in spread)
     assert watcher.spread == expected
     later = Receiver()

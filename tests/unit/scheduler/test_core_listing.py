@@ -104,7 +104,7 @@ def test_those_who_are_not_listed_count_for_what_is_spread() -> None:
     rig.wait(1)
     listener.hear(rig, "h1")
     assert listener.spread == 0b01
-    for number in range(6, 10):
+    for number in range(6, 11):
         rig.hold(f"h{number}", unit(1))
     rig.wait(1)
     listener.hear(rig, "h1")
