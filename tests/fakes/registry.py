@@ -42,6 +42,8 @@ class Registry(LoopThread):
         """What is said of a token that has run out."""
         self.redirects = False
         self.asked: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+        """Of each blob, whoever asked."""
         self.tokens: dict[str, tuple[int, float]] = {}
         """By token: what was sent before it was given, and when that was."""
         self.leaked = 0
@@ -177,10 +179,12 @@ class Registry(LoopThread):
         response, body = await begin_part(request, self.blobs[digest])
         if request.method == "GET":
             for at in range(0, len(body), CHUNK_BYTES):
+                chunk = body[at : at + CHUNK_BYTES]
                 self.asked[digest] += 1
                 self.sent_chunks += 1
                 if self.slow_s:
                     await asyncio.sleep(self.slow_s)
-                await response.write(body[at : at + CHUNK_BYTES])
+                await response.write(chunk)
+                self.sent_bytes[digest] += len(chunk)
         await response.write_eof()
         return response

@@ -163,12 +163,12 @@ def test_only_what_is_changed_is_fetched_again(tmp_path: Path, registry: Registr
     assert how == ["there", "unpacked", "there", "there"]
 
 
-def daemon_in(directory: Path, processes: Processes) -> str:
+def daemon_in(directory: Path, processes: Processes, *options: str) -> str:
     """The socket of a daemon that belongs to no swarm."""
     facts = processes.start(
         "peer", "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
         "--store-root", str(directory / "store"), "--socket", str(directory / "p.sock"),
-        "--ready-file",
+        *options, "--ready-file",
     ).facts()  # fmt: skip
     return str(facts["socket"])
 
@@ -206,14 +206,17 @@ def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
         registry.redirects = True
         files = model(registry)
         assert registry.reference.startswith("[::1]:")
-        daemon = () if alone else ("-e", daemon_in(tmp_path, processes))
+        # The storage that the registry redirects to.
+        own = {**environment(tmp_path), "SHOAL_PEER_ORIGIN_INTERNAL_HOSTS": "::1"}
+        internal = ("--set", "origin.internal_hosts=::1")
+        daemon = () if alone else ("-e", daemon_in(tmp_path, processes, *internal))
         arguments = ("pull", registry.reference, "--json", *daemon)
         unknown = shoal(*arguments, "-o", str(tmp_path / "no"), env=environment(tmp_path))
         assert unknown.returncode == 1
         assert "certificate" in unknown.stderr.decode()
         trusted = shoal(
             *arguments, "-o", str(tmp_path / "out"), "--ca-file", str(tmp_path / "ca.pem"),
-            env=environment(tmp_path),
+            env=own,
         )  # fmt: skip
         assert trusted.returncode == 0, trusted.stderr.decode()
     assert found(tmp_path / "out") == files
@@ -353,9 +356,14 @@ def slow_model(registry: Registry) -> list[str]:
     return [layer["digest"] for layer in layers]
 
 
-def read_once(registry: Registry, digests: list[str]) -> bool:
-    """Whether each chunk was sent once, beside one for the stat."""
-    return all(4 <= registry.asked[digest] <= 5 for digest in digests)
+LOOKS_BYTES = 16
+"""A look at a layer reads one byte: one for each host and right."""
+
+
+def check_read_once(registry: Registry, digests: list[str]) -> None:
+    """Each layer was sent once, beside looks at it."""
+    sent = [registry.sent_bytes[digest] for digest in digests]
+    assert all(1 << 20 <= each <= (1 << 20) + LOOKS_BYTES for each in sent), sent
 
 
 @pytest.mark.timeout(120)
@@ -368,9 +376,9 @@ def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
     done = pull(registry, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert len(found(tmp_path / "out")) == 12
-    assert registry.asked["token"] >= 3
-    assert registry.asked["run out"] >= 2
-    assert read_once(registry, digests)
+    assert registry.asked["token"] >= 2
+    assert registry.asked["run out"] >= 1
+    check_read_once(registry, digests)
 
 
 @pytest.mark.timeout(180)  # Seven processes and tokens of two seconds, on whatever machine.
@@ -410,11 +418,7 @@ def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Re
         # Neither went off on its own: each has half from the other.
         assert json.loads(told)["peer_bytes"] > 3 << 20
     assert registry.asked["run out"] >= 2
-    # Each host shows its own right once for each layer, and all else is read once; a host that gets
-    # the last lease from one that is slow may read its piece again.
-    chunks = [registry.asked[digest] for digest in digests]
-    assert min(chunks) >= 4
-    assert sum(chunks) <= 6 * len(digests) + 4, chunks
+    check_read_once(registry, digests)
 
 
 @pytest.mark.timeout(120)

@@ -9,9 +9,12 @@ from peer.core.fetching import FIRST_IN_ORDER
 from peer.core.origin_reads import STREAM_READ_BYTES_MAX, URGENT_READS
 from shoal.wire import bitfield
 from shoal.wire.control import Demand
+from shoal.wire.limits import PIECE_LENGTH_BYTES_USUAL
 from tests.unit.peer.core_rig import PIECE, TASK, TOKEN, WRONG, Rig, describe
 
-STRETCH = STREAM_READ_BYTES_MAX // PIECE
+LONG = PIECE_LENGTH_BYTES_USUAL
+"""What a host on its own cuts a big content into."""
+STRETCH = STREAM_READ_BYTES_MAX // LONG
 
 
 def streaming(pieces: int = 8, **limits: Any) -> Rig:
@@ -25,7 +28,7 @@ def streaming(pieces: int = 8, **limits: Any) -> Rig:
     return rig
 
 
-def alone(pieces: int) -> Rig:
+def alone(pieces: int, length: int = PIECE) -> Rig:
     """Wanted by a reader, no scheduler: this host reads the origin as it likes."""
     rig = Rig(scheduler=False)
     rig.want(demand=Demand.STREAMING)
@@ -34,7 +37,7 @@ def alone(pieces: int) -> Rig:
         ev.StatEnded,
         request_id=stat.request_id,
         reason=None,
-        size_bytes=pieces * PIECE,
+        size_bytes=pieces * length,
         validator='"v"',
         ranges=True,
     )
@@ -128,7 +131,7 @@ def test_nobody_waits_for_a_task_that_nobody_wants() -> None:
 
 
 def test_alone_a_far_range_is_read_beside_everything_else() -> None:
-    rig = alone(16 * STRETCH)
+    rig = alone(16 * STRETCH, LONG)
     running = rig.all(fx.ReadOrigin)
     assert len(running) == rig.engine.state.limits.origin_reads_max
     assert max(read.piece_count or 0 for read in running) == STRETCH
@@ -141,7 +144,7 @@ def test_alone_a_far_range_is_read_beside_everything_else() -> None:
 
 
 def test_alone_nothing_is_read_twice_for_a_reader() -> None:
-    rig = alone(16 * STRETCH)
+    rig = alone(16 * STRETCH, LONG)
     waits(rig, 2)
     assert not rig.of(fx.ReadOrigin), "it is on its way"
     waits(rig, 12 * STRETCH)
