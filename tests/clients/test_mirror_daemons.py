@@ -3,6 +3,7 @@ that is gone altogether.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.clients.client_rig import Client, Containerd
 from tests.clients.images import make_image
 from tests.clients.mirror_rig import NOWHERE, Mirrors, mirrors_of
 from tests.clients.newer_clients import ContainerdTwo, Docker, Oras, SkopeoOf2026
+from tests.clients.recording_proxy import Fault, RecordingProxy
 from tests.integration.swarm_rig import wait_for
 from tests.integration.test_swarm_liar import LIAR_PROGRAM
 
@@ -76,3 +78,34 @@ def test_a_registry_that_is_gone(mirrors: Mirrors, clients: list[Client]) -> Non
             return not client.pull(named, mirrors.address(1)).ok
 
         wait_for(refused, "the registry's yes of before counts no longer")
+
+
+@pytest.mark.parametrize("kind", [Containerd, ContainerdTwo])
+def test_a_daemon_that_is_killed_in_mid_pull(
+    mirrors: Mirrors, tmp_path: Path, kind: type[Client]
+) -> None:
+    """Who chooses anew for each request goes on at the registry; a daemon that is back serves."""
+    mirrors.add(1)
+    peer, digest = mirrors.swarm.peers[0], IMAGE.largest.digest
+    named = f"{kind.registry}/{PATH}:v1"
+    with (
+        RecordingProxy(mirrors.registry.registry.address) as straight,
+        kind(tmp_path / kind.name, dict.fromkeys(NOWHERE, straight.address)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        mirrors.proxy.break_with(Fault(path=digest, delay_s=30.0))
+        pulling = pool.submit(client.pull, named, mirrors.address(0))
+        wait_for(lambda: bool(mirrors.proxy.blob_reads(digest)), "the registry is asked")
+        peer.process.kill()
+        outcome = pulling.result()
+        assert outcome.ok, f"{outcome.text}\n{straight.told()}\n{mirrors.proxy.told()}"
+        client.check(IMAGE)
+        client.forget(named)
+        mirrors.proxy.heal()
+        straight.forget()
+        peer.restart()
+        peer.wait_connected()
+        outcome = client.pull(named, mirrors.address(0))
+        assert outcome.ok, f"{outcome.text}\n{mirrors.proxy.told()}"
+        client.check(IMAGE)
+        assert straight.seen == [], "the client went past the mirror"
