@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.real.command import run
+from benchmarks.real.command import run, undisturbed
 from benchmarks.real.machine import (
     busy_seconds,
     children_cpu_s,
@@ -253,18 +253,22 @@ def _pull(network: Network, hosts: Sequence[Host], reference: str) -> list[Pulle
     threads = []
     began_s = time.monotonic()
     try:
-        for host, end in zip(hosts, pulled, strict=True):
-            command = [
-                *network.command(host.name), sys.executable, "-m", "peer.cli", "pull", reference,
-                "--plain-http", "--output", str(host.output), "--endpoint", str(host.socket),
-                "--json", "--timeout", f"{PULL_TIMEOUT_S:.0f}s",
-            ]  # fmt: skip
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            running.append(process)
-            threads.append(threading.Thread(target=wait, args=(process, end, began_s)))
-            threads[-1].start()
+        with undisturbed():
+            for host, end in zip(hosts, pulled, strict=True):
+                command = [
+                    *network.command(host.name), sys.executable, "-m", "peer.cli", "pull",
+                    reference, "--plain-http", "--output", str(host.output),
+                    "--endpoint", str(host.socket), "--json", "--timeout", f"{PULL_TIMEOUT_S:.0f}s",
+                ]  # fmt: skip
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+                running.append(process)
+                threads.append(threading.Thread(target=wait, args=(process, end, began_s)))
+                threads[-1].start()
         for thread in threads:
             thread.join(PULL_TIMEOUT_S)
     finally:

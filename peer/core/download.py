@@ -96,7 +96,8 @@ class TaskKeeper:
 
     def _take_over(self, task: Task, descriptor: TaskDescriptor) -> None:
         old = task.descriptor
-        if descriptor.epoch < old.epoch:
+        if descriptor.epoch < old.epoch and task.held:
+            # The scheduler hears of what is held, and in which epoch.
             return
         sizes = {descriptor.geometry.size_bytes, old.geometry.size_bytes} - {None}
         same_cut = (
@@ -104,7 +105,7 @@ class TaskKeeper:
             and descriptor.piece_digest == old.piece_digest
             and len(sizes) < 2
         )
-        if not same_cut or descriptor.epoch > old.epoch:
+        if not same_cut or descriptor.epoch != old.epoch:
             # Requests of the old cut or epoch bring nothing, and parents must tell anew.
             self._on_abandon(task)
         if not same_cut:
@@ -119,6 +120,9 @@ class TaskKeeper:
             task.listed.clear()
         elif descriptor.epoch > old.epoch:
             self.void(task, descriptor.epoch)
+        elif descriptor.epoch < old.epoch:
+            # It was forgotten when nobody wanted it any more: it begins anew for all.
+            task.listed.clear()
         if descriptor.geometry.size_bytes is None and old.geometry.size_bytes is not None:
             descriptor = replace(descriptor, geometry=old.geometry)
         if descriptor != old:

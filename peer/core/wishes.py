@@ -238,6 +238,9 @@ class Wishes:
         self._verdicts[(source_id, credential)] = self._state.now_ns + ttl_ns
 
     def _attach(self, download: Download, wish: Wish, descriptor: TaskDescriptor) -> None:
+        known = self._state.tasks.get(descriptor.task_id)
+        if known is not None and known.descriptor.epoch > descriptor.epoch:
+            descriptor = known.descriptor  # It was described before that epoch began.
         task = self._describe(descriptor)
         wish.task_id = task.task_id
         collection = self._state.collections[download.collection_id]

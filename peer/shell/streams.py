@@ -33,6 +33,11 @@ STRETCH_BYTES_MAX: Final = 64 * MIB
 """Sent before it is looked again whether all is well."""
 
 
+class RevokedError(DownloadError):
+    """A reader was given bytes that turned out to be false. The download goes on: it reads them
+    anew."""
+
+
 @dataclass(slots=True)
 class Wanted:
     """One source of a running download."""
@@ -210,7 +215,7 @@ class RunningContent:
             while True:
                 self._running.raise_failure(wanted)
                 if wanted.revoked != revoked and position > start:
-                    raise DownloadError(Reason.PEER_CORRUPT, "what was sent turned out to be false")
+                    raise RevokedError(Reason.PEER_CORRUPT, "what was sent turned out to be false")
                 revoked = wanted.revoked
                 up_to = place.readable_from(position)
                 if position < up_to:

@@ -14,7 +14,7 @@ from scheduler.core.graph import graphs_of
 from scheduler.core.membership import Membership
 from scheduler.core.origin_lease import LeaseOffice
 from scheduler.core.sources import SourceBook
-from scheduler.core.state import Collection, SchedulerState, Task, Waiting
+from scheduler.core.state import Collection, Host, SchedulerState, Task, Waiting
 from scheduler.core.swarm import Swarms
 from scheduler.core.validation import validate
 from shoal.wire import control as msg
@@ -318,6 +318,12 @@ class SchedulerEngine:
         for blame in report.blames:
             self._blamed(host_id, blame)
 
+    def _doubt(self, task: Task, holder: Host, pieces: int) -> None:
+        """What a host claims of a task may not be so."""
+        claimed = task.holders.get(holder.host_id, 0) & pieces
+        if self._swarms.doubt(task, holder.host_id, claimed):
+            self._leases.changed(task)
+
     def _blamed(self, host_id: HostId, blame: msg.Blame) -> None:
         blamed = self.state.hosts.get(blame.host_id)
         if blamed is None:
@@ -326,11 +332,11 @@ class SchedulerEngine:
         if task is not None and blame.host_id != host_id:
             wrong = blame.reason is not Reason.PEER_STALLED
             blamed.blamed += wrong
-            # One who lied often is not believed in anything.
-            everything = task.holders.get(blame.host_id, 0)
-            doubted = everything if blamed.blamed >= BLAMES_MAX else 1 << blame.piece
-            if self._swarms.doubt(task, blame.host_id, doubted):
-                self._leases.changed(task)
+            self._doubt(task, blamed, 1 << blame.piece)
+            if blamed.blamed >= BLAMES_MAX:
+                # One who lied often is not believed in anything.
+                for task_id in blamed.holdings:
+                    self._doubt(self.state.tasks[task_id], blamed, -1)
         if blame.reason is Reason.PEER_STALLED:
             return
         self.state.effects.append(

@@ -38,7 +38,7 @@ from peer.shell.mirror.writes import READING, Writes, asked_to_write
 from peer.shell.origin.base import OriginStat
 from peer.shell.origin.request import OriginRequest
 from peer.shell.sending import can_send
-from peer.shell.streams import RunningContent
+from peer.shell.streams import RevokedError, RunningContent
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
 from shoal.wire.errors import Reason, UsageError
@@ -284,6 +284,8 @@ class MirrorRoutes:
 
     def _failed(self, pull: Pull, blob: str, error: DownloadError) -> None:
         self.counters.failed += 1
+        if isinstance(error, RevokedError):
+            return  # What is read anew is for whoever comes back for it.
         self._pulls.fails(pull, blob)
         if error.reason is Reason.DIGEST_MISMATCH:
             self._false[blob] = (self._clock.now_ns() + FALSE_NS, error)

@@ -84,15 +84,31 @@ def test_size_sealed_while_the_store_is_opening() -> None:
     assert rig.task.descriptor.geometry.piece_count == 2
 
 
-def test_an_older_descriptor_that_waited_for_the_store_changes_nothing() -> None:
-    rig = Rig()
-    rig.up()
-    rig.want()
-    rig.described(describe(epoch=2))
-    rig.described(describe(epoch=1))
+def test_an_older_epoch_counts_for_a_host_that_holds_nothing() -> None:
+    rig = Rig().start()
+    rig.parent(1, held=0b11)
+    rig.fetched(rig.of(fx.FetchPiece)[0])
+    rig.tell(msg.EpochVoided(task_id=TASK, epoch=2))
     rig.open()
+    # Nobody wanted it any more, so the scheduler forgot it and begins at the first epoch.
+    rig.unwant()
+    rig.want(2)
+    rig.described(describe(epoch=1))
+    assert rig.one(fx.OpenTask).descriptor.epoch == 1
+    rig.open()
+    rig.lease(number=10, epoch=1)
+    assert rig.of(fx.ReadOrigin)
+
+
+def test_an_older_epoch_changes_nothing_of_what_is_held() -> None:
+    rig = Rig().start()
+    rig.tell(msg.EpochVoided(task_id=TASK, epoch=2))
+    rig.open()
+    rig.parent(1, held=0b11, epoch=2)
+    rig.fetched(rig.of(fx.FetchPiece)[0])
+    rig.described(describe(epoch=1))
     assert rig.task.descriptor.epoch == 2
-    assert rig.task.phase is TaskPhase.ACTIVE
+    assert rig.task.held
 
 
 def test_a_known_size_is_never_forgotten() -> None:

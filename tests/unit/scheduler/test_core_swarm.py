@@ -7,6 +7,7 @@ from shoal.wire.ids import HostId, TaskId
 from shoal.wire.limits import SECOND_NS, SchedulerLimits
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
+    URL_SOURCE,
     Rig,
     descriptor_of,
     digest_of,
@@ -273,6 +274,29 @@ def test_nothing_counts_of_a_host_that_was_blamed_three_times() -> None:
         assert rig.engine.state.tasks[DIGEST_TASK].covered != 0
         rig.blame("b", "a", piece, Reason.PEER_CORRUPT)
     assert rig.engine.state.tasks[DIGEST_TASK].covered == 0
+
+
+def test_nor_of_what_else_it_holds() -> None:
+    rig = Rig()
+    rig.start("a", "b", pieces=8)
+    for name in "ab":
+        rig.join(name, url=True)
+    rig.answer("a", url=True, pieces=8)
+    task_id = rig.engine.state.sources[URL_SOURCE].task_id
+    assert task_id is not None
+    other = rig.engine.state.tasks[task_id]
+    progress = (
+        msg.Progress(task_id=DIGEST_TASK, epoch=1, new=0xFF),
+        msg.Progress(task_id=other.task_id, epoch=1, new=0xFF),
+    )
+    rig.send("a", msg.Report(progress=progress))
+    assert other.covered == 0xFF
+    wrong = tuple(
+        msg.Blame(host_id=HostId("a"), task_id=DIGEST_TASK, piece=piece, reason=Reason.PEER_CORRUPT)
+        for piece in range(3)
+    )
+    rig.send("b", msg.Report(blames=wrong))
+    assert other.covered == 0, "who was blamed waits for nothing of the liar's"
 
 
 def test_blame_of_oneself_of_strangers_and_of_what_is_not_held_changes_nothing() -> None:
