@@ -452,9 +452,11 @@ class TaskKeeper:
         if not task.streaming:
             return
         geometry = task.descriptor.geometry
-        if geometry.size_bytes is not None and task.phase is not TaskPhase.SEALED:
-            # The last piece is withheld until the whole digest has passed.
-            usable &= geometry.all_pieces >> 1
+        if task.phase is not TaskPhase.SEALED:
+            # The last piece is withheld until the whole digest has passed. Of a content whose
+            # length is not known any may be it.
+            known = geometry.size_bytes is not None
+            usable &= geometry.all_pieces >> 1 if known else (1 << usable.bit_length()) - 1 >> 1
         new = usable & ~task.readable
         if new:
             task.readable |= new

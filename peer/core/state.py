@@ -254,6 +254,9 @@ class Collection:
     sources: tuple[Source, ...]
     downloads: dict[DownloadId, None] = field(default_factory=dict)
     joined: bool = False
+    shown: dict[SourceId, None] = field(default_factory=dict)
+    """Sources that somebody wanted with a credential in this session: what the scheduler says of
+    them may be about that."""
     given_up: dict[SourceId, None] = field(default_factory=dict)
     """Sources that failed since the join: the scheduler has this host wait for them no longer."""
     parents: dict[HostId, int] = field(default_factory=dict)

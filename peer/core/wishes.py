@@ -112,6 +112,7 @@ class Wishes:
         if any(source.source_id in collection.given_up for source in event.sources):
             # Other downloads of it go on, and nobody would tell this one what became of it.
             collection.joined = False
+        self._note_rights(collection)
         for wish in download.wishes.values():
             self._resolve(download, wish)
         if any(wish.task_id is None for wish in download.wishes.values()) or any(
@@ -173,6 +174,16 @@ class Wishes:
                     self._on_unwatched(task)
         self._leave_if_idle(download.collection_id)
 
+    def _note_rights(self, collection: Collection) -> None:
+        """With a credential or without one a source is asked for, and served, in other ways: the
+        scheduler has to know of the first one."""
+        downloads = [self._state.downloads[number] for number in collection.downloads]
+        for source in collection.sources:
+            shown = source.source_id in collection.shown
+            if not shown and not self._anonymous(source.source_id, downloads):
+                collection.shown[source.source_id] = None
+                collection.joined = False
+
     def _drop_unwanted_stat(self, source: Source) -> None:
         stat = self._stats.get((source.source_id, source.credential))
         if stat is None or stat.for_scheduler:
@@ -211,7 +222,8 @@ class Wishes:
                 self._wake_after_grace()
             return
         # The scheduler's word is about all who want it together, or about one with a credential.
-        alone = bool(source.credential) or not self._anonymous_here(download, source.source_id)
+        collection = self._state.collections[download.collection_id]
+        alone = bool(source.credential) or source.source_id in collection.shown
         if self._state.on_our_own or (alone and not accepted):
             self._stat(source, for_scheduler=False)
         elif not self._state.scheduled:
@@ -319,11 +331,22 @@ class Wishes:
 
     def stat_wanted(self, source_id: SourceId) -> None:
         """The scheduler asks this host to ask the origin."""
-        for download in self._state.downloads.values():
-            wish = download.wishes.get(source_id)
-            if wish is not None and download.origin_allowed and not download.ended:
+        wanted = [
+            (download, wish)
+            for download in self._state.downloads.values()
+            if (wish := download.wishes.get(source_id)) is not None
+            and download.origin_allowed
+            and not download.ended
+        ]
+        # With a credential, if the scheduler was told of one.
+        for download, wish in wanted:
+            shown = source_id in self._state.collections[download.collection_id].shown
+            if bool(wish.source.credential) == shown:
                 self._stat(wish.source, for_scheduler=True)
                 return
+        if wanted:
+            self._stat(wanted[0][1].source, for_scheduler=True)
+            return
         self._send(
             StatAnswer(
                 source_id=source_id,
@@ -445,7 +468,7 @@ class Wishes:
                         digest=source.digest,
                         display_url=source.display_url,
                         piece_length_bytes=source.piece_length_bytes,
-                        anonymous=self._anonymous(source.source_id, downloads),
+                        anonymous=source.source_id not in collection.shown,
                         origin_allowed=any(download.origin_allowed for download in downloads),
                     )
                     for source in collection.sources
@@ -455,11 +478,6 @@ class Wishes:
             )
         )
 
-    def _anonymous_here(self, download: Download, source_id: SourceId) -> bool:
-        collection = self._state.collections[download.collection_id]
-        downloads = [self._state.downloads[number] for number in collection.downloads]
-        return self._anonymous(source_id, downloads)
-
     @staticmethod
     def _anonymous(source_id: SourceId, downloads: list[Download]) -> bool:
         return all(not download.wishes[source_id].source.credential for download in downloads)
@@ -468,6 +486,8 @@ class Wishes:
         """A session began: say again what is wanted."""
         for collection in self._state.collections.values():
             collection.joined = False
+            collection.shown.clear()
+            self._note_rights(collection)
             if any(not self._state.downloads[number].ended for number in collection.downloads):
                 self._join(collection)
 
@@ -484,7 +504,7 @@ class Wishes:
             self._descriptors.pop(next(iter(self._descriptors)))
         self._descriptors[message.source_id] = descriptor
         downloads = [self._state.downloads[number] for number in collection.downloads]
-        if self._anonymous(message.source_id, downloads):
+        if message.source_id not in collection.shown:
             self._accept(message.source_id, "", has_digest=descriptor.digest is not None)
         if descriptor.task_id in self._state.tasks:
             self._describe(descriptor)

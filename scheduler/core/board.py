@@ -229,10 +229,10 @@ class Boards:
             if host_id not in board.listing.numbers and host_id in task.holders:
                 self._enlist(collection, board, host_id)
             board.maps.dirty[host_id, number] = None
-            if host_id not in board.overlay or (
-                board.holders is not None and host_id in board.holders.hosts
+            if board.holders is not None and (
+                host_id not in board.overlay or host_id in board.holders.hosts
             ):
-                board.holders = None
+                self._holders_changed(collection, board, host_id)
             if (
                 host_id in board.overlay
                 and host_id not in collection.members
@@ -244,6 +244,14 @@ class Boards:
             if host_id not in task.holders:
                 self._unlist_if_empty(collection, board, host_id)
             self._plan(board)
+
+    def _holders_changed(self, collection: Collection, board: Board, host_id: HostId) -> None:
+        host = self._state.hosts.get(host_id)
+        complete = is_complete(self._state, collection, host_id)
+        if board.holders is not None and (
+            host is None or board.holders.may_change(host, complete=complete)
+        ):
+            board.holders = None
 
     # ------------------------------------------------------------ publishing
 

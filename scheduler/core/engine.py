@@ -305,7 +305,7 @@ class SchedulerEngine:
                     new &= task.descriptor.geometry.all_pieces
                 self._swarms.holds(task, host_id, new)
                 # What a known liar claims from now on is believed no more than what it claimed.
-                liar = host.blamed >= BLAMES_MAX
+                liar = len(host.blamed) >= BLAMES_MAX
                 if liar and self._swarms.doubt(task, host_id, new):
                     self._leases.changed(task)
                 if progress.lost:
@@ -330,10 +330,11 @@ class SchedulerEngine:
             return
         task = self.state.tasks.get(blame.task_id)
         if task is not None and blame.host_id != host_id:
-            wrong = blame.reason is not Reason.PEER_STALLED
-            blamed.blamed += wrong
+            # One bad piece may have gone to many.
+            if blame.reason is not Reason.PEER_STALLED and len(blamed.blamed) < BLAMES_MAX:
+                blamed.blamed[task.task_id, blame.piece] = None
             self._doubt(task, blamed, 1 << blame.piece)
-            if blamed.blamed >= BLAMES_MAX:
+            if len(blamed.blamed) >= BLAMES_MAX:
                 # One who lied often is not believed in anything.
                 for task_id in blamed.holdings:
                     self._doubt(self.state.tasks[task_id], blamed, -1)

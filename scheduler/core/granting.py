@@ -149,7 +149,7 @@ class Granting:
             collection = self._state.collections.get(collection_id)
             if collection is not None and collection.members:
                 self._grant_collection(collection)
-        if waiting:
+        if waiting and host_id in self._state.hosts:
             self._crowded[host_id] = {**waiting, **self._crowded.get(host_id, {})}
 
     # ------------------------------------------------------------ who may

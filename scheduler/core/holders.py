@@ -42,6 +42,12 @@ class Holders:
     """By turn: who feeds it. The faster, the more turns."""
     _by_zone: dict[str, list[HostId]] = field(default_factory=dict)
 
+    def may_change(self, host: Host, complete: bool) -> bool:
+        """Whether what became of a host outside the trees calls for another look."""
+        if host.host_id in self.hosts:
+            return not complete
+        return complete and len(self._by_zone.get(host.info.zone, ())) < PER_ZONE_MAX
+
     def feeds(
         self, overlay: Overlay, host_id: HostId, feeds: tuple[HostId, ...]
     ) -> tuple[HostId, ...]:
@@ -77,14 +83,21 @@ def look_for_holders(state: SchedulerState, collection: Collection, overlay: Ove
     per_zone: dict[str, int] = {}
     for host_id in [*candidates[first:], *candidates[:first]][:LOOKED_AT_MAX]:
         host = state.hosts.get(host_id)
-        if host is None or host.session is None or not is_complete(state, collection, host_id):
+        if host is None or host.session is None:
             continue
-        if host_id in overlay:
+        is_inside = host_id in overlay
+        found = len(inside) if is_inside else per_zone.get(host.info.zone, 0)
+        # Each look is as long as the collection: no more of them than are needed.
+        if found >= PER_ZONE_MAX or (is_inside and outside):
+            continue
+        if not is_complete(state, collection, host_id):
+            continue
+        if is_inside:
             inside.append(host)
-        elif per_zone.get(host.info.zone, 0) < PER_ZONE_MAX:
-            per_zone[host.info.zone] = per_zone.get(host.info.zone, 0) + 1
+        else:
+            per_zone[host.info.zone] = found + 1
             outside.append(host)
-    chosen = outside or inside[:PER_ZONE_MAX]
+    chosen = outside or inside
     by_zone: dict[str, list[Host]] = {}
     for host in outside:
         by_zone.setdefault(host.info.zone, []).append(host)

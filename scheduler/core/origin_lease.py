@@ -357,7 +357,9 @@ class LeaseOffice:
 
     def void(self, task: Task) -> None:
         """A new epoch: all leases of the old one are void."""
-        for reader in task.readers.values():
+        for host_id, reader in task.readers.items():
+            if reader.leases:
+                self._granting.got_room(host_id)
             for number in list(reader.leases):
                 del self._state.leases[number]
             reader.leases.clear()

@@ -29,7 +29,8 @@ class Host:
     collections: dict[CollectionId, None] = field(default_factory=dict)
     holdings: dict[TaskId, None] = field(default_factory=dict)
     free_upload_slots: int = 0
-    blamed: int = 0
+    blamed: dict[tuple[TaskId, int], None] = field(default_factory=dict)
+    """Different pieces that others got wrong from it: the first few."""
     lease_window_bytes: int = LEASE_WINDOW_START_BYTES
     """Bytes leased to it and not yet read at most, of one collection."""
     lease_took_ns: int = 0

@@ -50,10 +50,10 @@ def decide_reopening(
         return Reopening(
             replace(descriptor, epoch=max(stored.epoch, wanted.epoch)), held, cut_anew=not same_cut
         )
-    if wanted.epoch < stored.epoch:
+    if wanted.epoch < stored.epoch and held:
         return Reopening(stored, held)  # An older word than what we have heard already.
     sizes_differ = None not in (old_size, new_size) and old_size != new_size
-    if wanted.epoch > stored.epoch or not same_cut or sizes_differ:
+    if wanted.epoch != stored.epoch or not same_cut or sizes_differ:
         return Reopening(wanted, 0)
     if new_size is None:
         return Reopening(wanted if old_size is None else _with_size(wanted, old_size), held)

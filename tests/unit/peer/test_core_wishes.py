@@ -111,6 +111,28 @@ def test_a_credential_needs_its_own_stat_once() -> None:
     assert rig.one(fx.DownloadEnded).reason is Reason.ORIGIN_FORBIDDEN
 
 
+def test_a_right_of_one_who_left_lets_nobody_in_without_one() -> None:
+    rig = Rig()
+    rig.up()
+    rig.want(2, sources=(source(credential="k"),))
+    rig.want(1)
+    rig.unwant(2)
+    # The word for who had the credential comes only now.
+    rig.described()
+    assert not rig.of(fx.SourceResolved)
+
+
+def test_the_scheduler_is_told_when_somebody_has_a_credential_after_all() -> None:
+    rig = Rig()
+    rig.up()
+    rig.want(1)
+    assert rig.said(msg.Join)[-1].members[0].anonymous
+    rig.want(2, sources=(source(credential="k"),))
+    assert not rig.said(msg.Join)[-1].members[0].anonymous
+    rig.tell(msg.StatWanted(source_id=SOURCE))
+    assert rig.all(fx.StatOrigin)[-1].credential == "k"
+
+
 def test_who_has_no_credential_is_not_let_in_with_one_who_has() -> None:
     rig = Rig()
     rig.up()

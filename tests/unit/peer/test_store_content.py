@@ -223,6 +223,13 @@ def test_a_newer_epoch_drops_unsealed_pieces(store: ContentStore) -> None:
     assert (late.held, late.descriptor.epoch) == (0b10, 2), "an older word changes nothing"
 
 
+def test_an_older_epoch_counts_where_nothing_is_held(store: ContentStore) -> None:
+    store.open_task(describe(epoch=2))
+    again = store.open_task(describe(epoch=1))
+    assert (again.held, again.descriptor.epoch) == (0, 1), "the swarm began anew"
+    put(store, describe(epoch=1), some_bytes(4 * PIECE_BYTES), 0)
+
+
 def test_a_newer_epoch_keeps_sealed_content(store: ContentStore) -> None:
     data = some_bytes(4 * PIECE_BYTES)
     put_whole(store, describe(), data)
