@@ -8,7 +8,7 @@ from random import Random
 import aiohttp
 import pytest
 
-from peer.shell.mirror import routes
+from peer.shell import content_answer
 from peer.shell.mirror.server import MirrorOptions, RegistryMirror
 from peer.shell.mirror.upstreams import Upstream
 from peer.shell.node import NodeOptions, PeerNode
@@ -143,7 +143,7 @@ async def test_connections_that_take_no_files_are_written_to(
 ) -> None:
     if warm:
         await site.get()
-    monkeypatch.setattr(routes, "can_send", lambda transport: False)
+    monkeypatch.setattr(content_answer, "can_send", lambda transport: False)
     assert await site.get() == LAYER
     assert await site.get("bytes=5-1048580") == LAYER[5:1048581]
 

@@ -9,7 +9,23 @@ import aiohttp
 import pytest
 import uvloop
 
-from tests.shell.proxy_rig import BLOB, DIGEST, LAYER, MANIFEST, MODEL, NAME, ProxySite, proxy_site
+from peer.shell.api_types import DownloadRequest
+from peer.shell.mirror.pulls import Collection
+from peer.shell.proxy.policy import Policy
+from peer.shell.proxy.server import ForwardProxy
+from shoal.wire.errors import UsageError
+from tests.shell.proxy_rig import (
+    BLOB,
+    DIGEST,
+    LAYER,
+    MANIFEST,
+    MODEL,
+    NAME,
+    ProxySite,
+    options_of,
+    proxy_site,
+    write_ca,
+)
 
 
 @pytest.fixture
@@ -430,3 +446,25 @@ def test_under_the_daemons_own_loop(tmp_path: Path) -> None:
                 await site.ask(f"https://localhost:{site.secure.port}/other")
 
     uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("content", ["no certificate", None])
+async def test_certificates_of_origins_that_cannot_be_read_are_an_error_at_start(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "origin-ca.pem").write_text(content)
+    write_ca(tmp_path)
+    proxy = ForwardProxy(
+        options_of(tmp_path, Policy(allow=[], intercept=[], networks=[], rules=[], upstreams=[])),
+        start=refuse,
+        mirror=None,
+        unready=str,
+    )
+    with pytest.raises(UsageError, match=r"origin\.ca_file.*origin-ca\.pem"):
+        await proxy.start()
+    await proxy.close()
+
+
+def refuse(request: DownloadRequest) -> Collection:
+    raise UsageError("nothing is downloaded here")

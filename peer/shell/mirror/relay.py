@@ -7,7 +7,6 @@ store.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from yarl import URL
 from peer.shell.http_passing import going_on
 from peer.shell.mirror.bodies import IDLE_S, BodyFailedError, ClientBody
 from peer.shell.mirror.upstreams import Upstream
-from shoal.wire.errors import UsageError
+from peer.shell.origin.authorities import web_context
 
 HEAD_TIMEOUT_S: Final = 20.0
 """For a registry to begin its answer. containerd gives up after 30."""
@@ -66,7 +65,7 @@ class Relay:
         """Reads the certificates that registries are known by. Raises UsageError."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=CONNECTIONS_MAX, ssl=await asyncio.to_thread(self._tls)
+                limit=CONNECTIONS_MAX, ssl=await web_context(self._ca_file)
             ),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=HEAD_TIMEOUT_S
@@ -153,17 +152,6 @@ class Relay:
         if self._session is None:
             raise UpstreamFailedError("this mirror is stopping")
         return self._session
-
-    def _tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        if self._ca_file is not None:
-            try:
-                context.load_verify_locations(self._ca_file)
-            except OSError as error:  # What TLS finds wrong with it is one, too.
-                tls = isinstance(error, ssl.SSLError)
-                why = "no PEM certificates in it" if tls else error.strerror
-                raise UsageError(f"origin.ca_file = {self._ca_file}: {why}") from error
-        return context
 
 
 def asked_headers(headers: "Mapping[str, str] | CIMultiDict[str]") -> CIMultiDict[str]:

@@ -5,18 +5,16 @@ the registry has let this client have it, and is sent while it arrives. Decides 
 what is asked of whom; fetches nothing itself.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 from aiohttp import web
 
-from peer.shell.api_routes import break_off
 from peer.shell.api_types import DownloadError
+from peer.shell.content_answer import answer_content
 from peer.shell.mirror.answers import VERSION_HEADERS, blob_headers, head, refusal, refusal_of
 from peer.shell.mirror.bodies import hand_back
 from peer.shell.mirror.grants import Grants
@@ -24,7 +22,6 @@ from peer.shell.mirror.images import MANIFEST_BYTES_MAX, Image, ImageBook, Manif
 from peer.shell.mirror.locations import Locations
 from peer.shell.mirror.paths import Asked, parse_path
 from peer.shell.mirror.pulls import Pull, Pulls
-from peer.shell.mirror.ranges import Unsatisfiable, parse_range
 from peer.shell.mirror.relay import (
     LOOP_HEADER,
     Relay,
@@ -37,7 +34,6 @@ from peer.shell.mirror.verdicts import MirrorRequest, Verdicts, Yes
 from peer.shell.mirror.writes import READING, Writes, asked_to_write
 from peer.shell.origin.base import OriginStat
 from peer.shell.origin.request import OriginRequest
-from peer.shell.sending import can_send
 from peer.shell.streams import RevokedError, RunningContent
 from shoal.runtime.clock import Clock
 from shoal.runtime.logs import Log
@@ -296,53 +292,26 @@ class MirrorRoutes:
     async def _send(
         self, request: MirrorRequest, pull: Pull, content: RunningContent, told: Yes | None
     ) -> web.StreamResponse:
-        http = request.http
-        descriptor = await content.known()
-        size = descriptor.geometry.size_bytes
+        size = (await content.known()).geometry.size_bytes
         if told is not None:
             if size is not None and told.size_bytes not in (None, size):
                 self.counters.refused += 1
                 what = f"{request.upstream.name} has something else of {told.size_bytes} bytes"
                 return refusal(503, "UNAVAILABLE", what)
             self._verdicts.accepted(request)
-        headers = blob_headers(request.asked.reference)
-        first, end, status = 0, size, 200
-        if size is not None:
-            headers["Accept-Ranges"] = "bytes"
-            try:
-                found = parse_range(http.headers.get("Range"), size)
-            except Unsatisfiable:
-                return web.Response(
-                    status=416, headers={**headers, "Content-Range": f"bytes */{size}"}
-                )
-            if found is not None:
-                first, end, status = found.start, found.end, 206
-                headers["Content-Range"] = f"bytes {first}-{found.end - 1}/{size}"
-        response = web.StreamResponse(status=status, headers=headers)
-        if end is not None:
-            response.content_length = end - first
-        await response.prepare(http)
-        if http.method == "HEAD":
-            return response
-        try:
-            if can_send(http.transport):
-                assert http.transport is not None
-                await content.send(http.transport, first, end, self._count)
-            else:
-                async with aclosing(content.chunks(first, end)) as chunks:
-                    async for chunk in chunks:
-                        await response.write(chunk)
-                        self._count(len(chunk))
-            await response.write_eof()
-        except DownloadError as error:
+
+        def broke_off(error: DownloadError) -> None:
             # What came is not the whole: the client must not take it for that.
             self._log.warning("a blob broke off", blob=request.asked.reference, reason=str(error))
             self._failed(pull, request.asked.reference, error)
-            break_off(http)
-        except (ConnectionError, asyncio.CancelledError):
-            break_off(http)
-            raise
-        return response
+
+        return await answer_content(
+            request.http,
+            content,
+            blob_headers(request.asked.reference),
+            sent=self._count,
+            broke_off=broke_off,
+        )
 
     def _count(self, sent_bytes: int) -> None:
         self.counters.blob_bytes += sent_bytes

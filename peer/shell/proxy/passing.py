@@ -6,7 +6,6 @@ kept connection had died). Whether a request may be made is decided elsewhere; w
 is checked here, when it is resolved.
 """
 
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from peer.shell.http_passing import pass_body
+from peer.shell.origin.authorities import web_context
 from peer.shell.origin.http_errors import RAISED, translate
 from peer.shell.origin.places import PlaceRules
 from peer.shell.origin.resolving import CheckedResolver, PlaceRefusedError
@@ -40,7 +40,8 @@ class UnreachableError(Exception):
 
 
 class Passing:
-    """Connections to origins. Must be used on one event loop; `close` it at the end."""
+    """Connections to origins. Must be used on one event loop; `start` it first, `close` it at the
+    end."""
 
     def __init__(self, *, places: PlaceRules, ca_file: Path | None, pseudonym: str) -> None:
         self._places = places
@@ -48,6 +49,27 @@ class Passing:
         self._pseudonym = pseudonym
         self._session: aiohttp.ClientSession | None = None
         self.passed_bytes = 0
+
+    async def start(self) -> None:
+        """Reads the certificates that origins are known by. Raises UsageError."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=CONNECTIONS_MAX,
+                ssl=await web_context(self._ca_file),
+                resolver=CheckedResolver(self._places),
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=CONNECT_TIMEOUT_S,
+                sock_connect=CONNECT_TIMEOUT_S,
+                sock_read=STALL_TIMEOUT_S,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=BUFFER_BYTES,
+            max_field_size=HEADER_BYTES_MAX,
+            max_line_size=HEADER_BYTES_MAX,
+        )
 
     async def pass_on(self, http: web.Request, target: Target, rest: str) -> web.StreamResponse:
         """Asks the origin and answers with what it says. Raises UnreachableError."""
@@ -103,24 +125,5 @@ class Passing:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            context = ssl.create_default_context()
-            context.set_alpn_protocols(["http/1.1"])
-            if self._ca_file is not None:
-                context.load_verify_locations(self._ca_file)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=CONNECTIONS_MAX, ssl=context, resolver=CheckedResolver(self._places)
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=CONNECT_TIMEOUT_S,
-                    sock_connect=CONNECT_TIMEOUT_S,
-                    sock_read=STALL_TIMEOUT_S,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                read_bufsize=BUFFER_BYTES,
-                max_field_size=HEADER_BYTES_MAX,
-                max_line_size=HEADER_BYTES_MAX,
-            )
+            raise UnreachableError("this proxy is stopping")
         return self._session

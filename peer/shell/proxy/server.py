@@ -92,6 +92,7 @@ class ForwardProxy:
     async def start(self) -> None:
         """Listens. Raises UsageError."""
         options = self._options
+        await self._passing.start()
         contexts = None
         if options.ca_cert is not None and options.ca_key is not None:
             # The library behind it is heavy to load: only for those who open TLS.

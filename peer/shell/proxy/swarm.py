@@ -12,17 +12,16 @@ from typing import Final
 
 from aiohttp import web
 
-from peer.shell.api_routes import TASK_ID_HEADER, break_off
+from peer.shell.api_routes import TASK_ID_HEADER
 from peer.shell.api_types import DownloadError, DownloadRequest, WantedUrl
+from peer.shell.content_answer import answer_content
 from peer.shell.mirror.pulls import Collection
-from peer.shell.mirror.ranges import Unsatisfiable, parse_range
 from peer.shell.origin.places import PlaceRules
 from peer.shell.proxy.headers import credential_headers
 from peer.shell.proxy.rules import Wishes
 from peer.shell.proxy.targets import Target
-from peer.shell.streams import RunningContent
 from shoal.runtime.logs import Log
-from shoal.wire.control import Demand, TaskDescriptor
+from shoal.wire.control import Demand
 from shoal.wire.errors import UsageError
 
 KNOWN_TIMEOUT_S: Final = 30.0
@@ -74,7 +73,19 @@ class SwarmReads:
                 self._leave(target, error)
                 return None
             self.counters.reads += 1
-            return await self._send(http, content, descriptor)
+
+            def broke_off(error: DownloadError) -> None:
+                task = descriptor.task_id
+                self.counters.failed += 1
+                self._log.warning("a download broke off", task=task, reason=str(error))
+
+            headers = {
+                "Content-Type": "application/octet-stream",
+                TASK_ID_HEADER: descriptor.task_id,
+            }
+            return await answer_content(
+                http, content, headers, sent=self._count, broke_off=broke_off
+            )
         finally:
             await download.close()
 
@@ -83,40 +94,8 @@ class SwarmReads:
         reason = str(error) or type(error).__name__
         self._log.debug("left to the origin", origin=target.authority, reason=reason)
 
-    async def _send(
-        self, http: web.Request, content: RunningContent, descriptor: TaskDescriptor
-    ) -> web.StreamResponse:
-        size = descriptor.geometry.size_bytes
-        headers = {"Content-Type": "application/octet-stream", TASK_ID_HEADER: descriptor.task_id}
-        first, end, status = 0, size, 200
-        if size is not None:
-            headers["Accept-Ranges"] = "bytes"
-            try:
-                found = parse_range(http.headers.get("Range"), size)
-            except Unsatisfiable:
-                headers["Content-Range"] = f"bytes */{size}"
-                return web.Response(status=416, headers=headers)
-            if found is not None:
-                first, end, status = found.start, found.end, 206
-                headers["Content-Range"] = f"bytes {first}-{found.end - 1}/{size}"
-        response = web.StreamResponse(status=status, headers=headers)
-        if end is not None:
-            response.content_length = end - first
-        await response.prepare(http)
-        try:
-            async for chunk in content.chunks(first, end):
-                await response.write(chunk)
-                self.counters.read_bytes += len(chunk)
-            await response.write_eof()
-        except DownloadError as error:
-            # What came is not the whole: the client must not take it for that.
-            self.counters.failed += 1
-            self._log.warning("a download broke off", task=descriptor.task_id, reason=str(error))
-            break_off(http)
-        except (ConnectionError, asyncio.CancelledError):
-            break_off(http)
-            raise
-        return response
+    def _count(self, sent_bytes: int) -> None:
+        self.counters.read_bytes += sent_bytes
 
 
 def _request(http: web.Request, url: str, places: PlaceRules, wishes: Wishes) -> DownloadRequest:

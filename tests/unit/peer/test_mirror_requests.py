@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 from peer.shell.mirror.grants import GRANTS_MAX, Grants, token_seconds_left
 from peer.shell.mirror.images import IMAGES_MAX, ImageBook, Manifest, blobs_of, digest_of
 from peer.shell.mirror.paths import Asked, parse_path, parse_upload
-from peer.shell.mirror.ranges import ByteRange, Unsatisfiable, parse_range
 from peer.shell.mirror.relay import LOOP_HEADER, asked_headers, told_headers
 from peer.shell.mirror.upstreams import Upstream, UpstreamRefusedError, Upstreams, parse_upstream
+from peer.shell.ranges import ByteRange, Unsatisfiable, parse_range
 from shoal.wire.errors import UsageError
 from shoal.wire.limits import SECOND_NS
 
