@@ -305,9 +305,8 @@ class SchedulerEngine:
                     new &= task.descriptor.geometry.all_pieces
                 self._swarms.holds(task, host_id, new)
                 # What a known liar claims from now on is believed no more than what it claimed.
-                liar = len(host.blamed) >= BLAMES_MAX
-                if liar and self._swarms.doubt(task, host_id, new):
-                    self._leases.changed(task)
+                if len(host.blamed) >= BLAMES_MAX:
+                    self._doubt(task, host, new)
                 if progress.lost:
                     self._swarms.lost_some(task, host_id, progress.lost)
                     self._leases.changed(task)
@@ -320,8 +319,7 @@ class SchedulerEngine:
 
     def _doubt(self, task: Task, holder: Host, pieces: int) -> None:
         """What a host claims of a task may not be so."""
-        claimed = task.holders.get(holder.host_id, 0) & pieces
-        if self._swarms.doubt(task, holder.host_id, claimed):
+        if self._swarms.doubt(task, holder.host_id, pieces):
             self._leases.changed(task)
 
     def _blamed(self, host_id: HostId, blame: msg.Blame) -> None:

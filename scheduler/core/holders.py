@@ -46,7 +46,8 @@ class Holders:
         """Whether what became of a host outside the trees calls for another look."""
         if host.host_id in self.hosts:
             return not complete
-        return complete and len(self._by_zone.get(host.info.zone, ())) < PER_ZONE_MAX
+        known = dict.fromkeys(self._by_zone.get(host.info.zone, ()))
+        return complete and len(known) < PER_ZONE_MAX
 
     def feeds(
         self, overlay: Overlay, host_id: HostId, feeds: tuple[HostId, ...]

@@ -312,10 +312,11 @@ class Swarms:
     def doubt(self, task: Task, host_id: HostId, pieces: int) -> bool:
         """A holder did not give pieces that it claims, or gave them wrong: they count as held only
         if somebody else holds them. Whether that uncovered any."""
-        held = task.holders.get(host_id, 0)
-        if not held & pieces:
+        doubted = task.doubted.get(host_id, 0)
+        new = task.holders.get(host_id, 0) & pieces & ~doubted
+        if not new:
             return False
-        task.doubted[host_id] = task.doubted.get(host_id, 0) | pieces
+        task.doubted[host_id] = doubted | new
         before = task.covered
         task.recount()
         self._boards.changed(task, host_id)

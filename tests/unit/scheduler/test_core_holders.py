@@ -150,3 +150,17 @@ def test_the_graph_shows_them() -> None:
     assert {"id": "full", "zone": "w", "slots": 0} in nodes
     assert len(edges) == 8 * STRIPES
     assert sorted(edge["key"] for edge in edges if edge["source"] == "full") == list(range(STRIPES))
+
+
+def test_a_second_one_shares_the_stripes_once_it_has_everything() -> None:
+    rig = with_holders({"full": 0})
+    come(rig, 8)
+    assert fed_by(rig, 8)["full"] == STRIPES
+    part = msg.Holding(descriptor=descriptor_of(PIECES), held=ALL >> 1, sealed=False)
+    rig.connect("other", holdings=(part,))
+    rig.wait(2)
+    assert not fed_by(rig, 8)["other"]
+    last = msg.Progress(task_id=DIGEST_TASK, epoch=1, new=ALL & ~(ALL >> 1))
+    rig.send("other", msg.Report(progress=(last,)))
+    rig.wait(2)
+    assert fed_by(rig, 8)["other"] == STRIPES // 2, "the first one keeps the others"

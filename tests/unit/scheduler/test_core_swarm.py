@@ -1,6 +1,9 @@
 """Digests, parents, tokens, blame and what follows a whole-content mismatch."""
 
+import pytest
+
 from scheduler.core.overlay import STRIPES
+from scheduler.core.state import Task
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, TaskId
@@ -297,6 +300,19 @@ def test_nor_of_what_else_it_holds() -> None:
     )
     rig.send("b", msg.Report(blames=wrong))
     assert other.covered == 0, "who was blamed waits for nothing of the liar's"
+
+
+def test_what_is_doubted_already_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.start("a", "b", pieces=8)
+    rig.hold("a", 0xFF)
+    for piece in range(3):
+        rig.blame("b", "a", piece, Reason.PEER_CORRUPT)
+    recounts: list[Task] = []
+    monkeypatch.setattr(Task, "recount", recounts.append)
+    for piece in range(8):
+        rig.blame("b", "a", piece, Reason.PEER_CORRUPT)
+    assert not recounts, "a crowd that blames a liar costs its holdings each time"
 
 
 def test_blame_of_oneself_of_strangers_and_of_what_is_not_held_changes_nothing() -> None:
