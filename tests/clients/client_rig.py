@@ -57,6 +57,7 @@ class Client(ABC):
     """One client. `places` tells where registries are that do not listen where they are named."""
 
     name: str
+    login_file = "auth.json"
     newer = False
     """Whether it is of the newer clients, which this machine's own packages do not have."""
     knows_mirrors = True
@@ -130,6 +131,17 @@ class Client(ABC):
         """Where the reference's registry listens."""
         name = registry_of(reference)
         return self.places.get(name, name)
+
+    def write_login(self) -> Path:
+        """The file with credentials, as `docker login` writes it; it may have none."""
+        path = self.directory / self.login_file
+        pairs = {
+            host: {"auth": base64.b64encode(":".join(pair).encode()).decode()}
+            for host, pair in self.login.items()
+        }
+        path.write_text(json.dumps({"auths": pairs}))
+        path.chmod(0o600)
+        return path
 
     def call(self, *arguments: str, timeout_s: float = CALL_S) -> Outcome:
         """Runs a program to its end."""
@@ -298,17 +310,6 @@ class _Containers(Client):
         """Signatures are not looked at."""
         path = self.directory / "policy.json"
         path.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
-        return path
-
-    def write_login(self) -> Path:
-        """The file with credentials, which may have none."""
-        path = self.directory / "auth.json"
-        pairs = {
-            host: {"auth": base64.b64encode(":".join(pair).encode()).decode()}
-            for host, pair in self.login.items()
-        }
-        path.write_text(json.dumps({"auths": pairs}))
-        path.chmod(0o600)
         return path
 
 

@@ -5,7 +5,6 @@ Each follows the rules of `client_rig`: state in a directory of its own, bounded
 by the bytes that it stored.
 """
 
-import base64
 import json
 import shutil
 import signal
@@ -216,6 +215,7 @@ class Docker(Client):
 class _ByName(Client):
     """Clients that know no mirrors: whoever uses them names the mirror in front of the registry."""
 
+    login_file = "config.json"
     newer = True
     knows_mirrors = False
     takes_models = True
@@ -234,17 +234,6 @@ class _ByName(Client):
         if mirror is not None and not self.dedicated:
             return f"{mirror}/{reference}"
         return f"{mirror or self.place_of(reference)}/{reference.partition('/')[2]}"
-
-    def write_login(self) -> Path:
-        """As `docker login` writes it."""
-        path = self.directory / "config.json"
-        pairs = {
-            host: {"auth": base64.b64encode(":".join(pair).encode()).decode()}
-            for host, pair in self.login.items()
-        }
-        path.write_text(json.dumps({"auths": pairs}))
-        path.chmod(0o600)
-        return path
 
     def check(self, image: Image) -> None:
         """All blobs with the manifest, in a layout."""
