@@ -28,6 +28,7 @@ from peer.shell.store.space import SpaceLimits
 from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.config_values import Endpoint
+from shoal.runtime.garbage import collect_less
 from shoal.runtime.logs import Log
 from shoal.runtime.metrics import Metrics
 from shoal.runtime.status_http import StatusServer
@@ -354,6 +355,7 @@ class PeerDaemon:
             loop.add_signal_handler(number, stop.set)
         try:
             await self.start()
+            collect_less()
             assert self._node is not None
             stopped = asyncio.ensure_future(stop.wait())
             failed = [asyncio.ensure_future(self._node.supervisor.wait_failed())]

@@ -271,9 +271,14 @@ class Boards:
     def _plan(self, board: Board) -> None:
         if board.due_ns is not None:
             return
+        now_ns, limits = self._state.now_ns, self._state.limits
         interval_ns = self.interval_ns(self._audience(board))
-        board.planned_ns = max(self._state.now_ns, board.last_ns)
-        board.due_ns = board.planned_ns + interval_ns
+        small = interval_ns <= limits.push_interval_min_ns
+        board.planned_ns = now_ns
+        board.due_ns = max(
+            now_ns + (min(limits.push_first_ns, interval_ns) if small else interval_ns),
+            board.last_ns + interval_ns,
+        )
         if self._next_due_ns is None or board.due_ns < self._next_due_ns:
             self._next_due_ns = board.due_ns
         self._state.wake_at(board.due_ns)
@@ -308,7 +313,7 @@ class Boards:
         """When what is due is to be sent. While newcomers come one behind the other, trees are not
         built for each handful of them, only to be built anew for the next: as long as the
         newcomers may wait that are there by now."""
-        quiet_ns = board.joined_ns + self._state.limits.push_interval_min_ns
+        quiet_ns = board.joined_ns + self._state.limits.push_first_ns
         return min(quiet_ns, board.planned_ns + self.interval_ns(self._audience(board)))
 
     def _publish(self, collection: Collection, board: Board) -> None:

@@ -5,7 +5,6 @@ nothing.
 """
 
 import asyncio
-import gc
 import random
 import secrets
 import signal
@@ -19,6 +18,7 @@ from scheduler.shell.graph_page import GraphPage
 from scheduler.shell.server import ControlServer, ServerLimits
 from shoal.runtime.clock import Clock, MonotonicClock
 from shoal.runtime.config_values import Endpoint
+from shoal.runtime.garbage import collect_less
 from shoal.runtime.logs import Log
 from shoal.runtime.metrics import Metrics
 from shoal.runtime.status_http import StatusServer
@@ -26,9 +26,6 @@ from shoal.runtime.tasks import Supervisor
 from shoal.wire.limits import SECOND_NS
 
 TOKEN_BYTES: Final = 32
-
-GC_THRESHOLDS: Final = (20_000, 20, 50)
-"""Python's own are 700, 10 and 10."""
 
 
 def scheduler_engine(config: SchedulerConfig, scheduler_id: str) -> Engine:
@@ -40,15 +37,6 @@ def scheduler_engine(config: SchedulerConfig, scheduler_id: str) -> Engine:
         token_source=lambda: secrets.token_bytes(TOKEN_BYTES),
         piece_digest=config.swarm.piece_digest,
     )
-
-
-def _collect_less() -> None:
-    """Tells the collector of cycles to look less often, in a process of the scheduler's own. Nearly
-    all that a scheduler makes goes without it, and its state of thousands of hosts is long to look
-    through: each full collection would hold up every host."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 class SchedulerDaemon:
@@ -154,7 +142,7 @@ class SchedulerDaemon:
             loop.add_signal_handler(number, stop.set)
         try:
             await self.start()
-            _collect_less()
+            collect_less()
             if on_started is not None:
                 on_started()
             await self._until(stop)

@@ -58,6 +58,8 @@ async def two_seconds(loop: VirtualLoop) -> None:
 class EndlessParent:
     """A channel with pieces in it, one behind the other, always ready to be read."""
 
+    drained = False
+
     def __init__(self, loop: VirtualLoop, received: list[tuple[int, int]]) -> None:
         self._loop = loop
         self._received = received

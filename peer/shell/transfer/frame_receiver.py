@@ -117,6 +117,9 @@ class Receiver:
                 more = False
                 break
             taken += count
+            if channel.drained:
+                more = False
+                break
         if self._turns is not None:
             self._turns.settle(paid, taken)
         if taken and self._on_activity is not None and self._decoder.payload_remaining_bytes:

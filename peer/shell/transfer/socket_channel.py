@@ -98,6 +98,8 @@ class Channel:
         self._turn: Turn | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._pump_planned = False
+        self.drained = False
+        """The last receive call took all that was there: asking again now would find nothing."""
         self.closed = False
 
     # ------------------------------------------------------------ reading
@@ -140,6 +142,8 @@ class Channel:
             return 0
         if count == 0:
             self.close("closed by the other side")
+        # TLS gives out one record at a time, however much there is.
+        self.drained = count < len(target) and not self._tls
         return count
 
     # ------------------------------------------------------------ writing

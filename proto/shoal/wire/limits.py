@@ -171,14 +171,17 @@ class SchedulerLimits:
     token_ttl_ns: int = 3600 * SECOND_NS
     epochs_max: int = 3
     digests_per_message_max: int = 4096
-    report_interval_min_ns: int = 50 * MILLISECOND_NS
+    report_interval_min_ns: int = 200 * MILLISECOND_NS
     report_interval_max_ns: int = 2 * SECOND_NS
     report_interval_per_host_ns: int = 1 * MILLISECOND_NS
     """Reports per second over all hosts stay near a thousand, between these two."""
     map_interval_ns: int = 250 * MILLISECOND_NS
     """Maps, parents and digests are pushed to each host of a swarm at least so often while they
     change."""
-    push_interval_min_ns: int = 25 * MILLISECOND_NS
+    push_interval_min_ns: int = 50 * MILLISECOND_NS
     push_interval_per_host_ns: int = 250_000
     """And at most so often, times the hosts: four messages a millisecond, all hosts together."""
+    push_first_ns: int = 25 * MILLISECOND_NS
+    """The first news after a pause is told to a small swarm after this time: a small file does not
+    wait, and what comes one behind the other goes together."""
     story_events_max: int = 256

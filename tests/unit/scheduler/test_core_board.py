@@ -245,6 +245,26 @@ def test_a_host_at_another_address_gets_another_number_and_the_old_one_is_void()
     assert listener.directory[new].addresses == (msg.Address("10.0.0.1", 2),)
 
 
+def test_a_small_swarm_is_told_first_news_soon_and_what_follows_at_leisure() -> None:
+    limits = SchedulerLimits()
+    rig = swarm(5, limits)
+    rig.wait(1)
+    rig.got("h4", msg.SwarmMap)
+    told_ns = []
+    begun_ns = rig.now_ns
+    for number in range(3 * UNITS):  # One unit every ten milliseconds.
+        rig.hold(f"h{number // UNITS}", unit(number % UNITS))
+        rig.wait(0.01)
+        if rig.got("h4", msg.SwarmMap):
+            told_ns.append(rig.now_ns)
+    first_ns, *later_ns = told_ns
+    assert first_ns - begun_ns <= limits.push_first_ns + 10 * MILLISECOND_NS
+    pauses_ns = [after - before for before, after in itertools.pairwise([first_ns, *later_ns])]
+    assert pauses_ns
+    assert min(pauses_ns) >= limits.push_interval_min_ns
+    assert max(pauses_ns) <= limits.push_interval_min_ns + 10 * MILLISECOND_NS
+
+
 def test_a_newcomer_that_is_away_before_it_was_told_anything_is_told_nothing() -> None:
     rig = swarm(5, SchedulerLimits(push_interval_min_ns=SECOND_NS, map_interval_ns=SECOND_NS))
     rig.connect("new", join_of(member()))
