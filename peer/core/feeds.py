@@ -240,6 +240,8 @@ class Feeds:
             ):
                 break
             self._search(collection, task, orphaned, front)
+            if not (orphaned or lagging or task.urgent or settled.spread.get(task.number)):
+                continue  # Nothing of it can be late: most of the time that is so of all.
             coming = self._coming(task, late_ns)
             units = self._pullable(collection, task, orphaned, lagging, settled, coming)
             unit_pieces = self._unit_pieces(task)
