@@ -14,7 +14,7 @@ from peer.cli.local import human
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 from peer.cli.outcome import Outcome
 from peer.cli.pull_options import parser, platform_of, registry_client
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.layers import FILEPATHS
 from peer.shell.oci.manifest import CONFIG_BYTES_MAX, Descriptor, Manifest, json_object
 from peer.shell.oci.reference import Reference, parse_reference

@@ -25,7 +25,7 @@ from peer.cli.outcome import FileOutcome, Outcome, disk_reason
 from peer.cli.progress import Bar
 from peer.cli.pull_options import authorities_of, parser, platform_of, registry_client
 from peer.cli.pull_plan import PullPlan
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.layers import Packing
 from peer.shell.oci.manifest import Manifest
 from peer.shell.oci.paths import STATE_NAME, patterns

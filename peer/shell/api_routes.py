@@ -23,12 +23,12 @@ from peer.shell.api_json import decode_renewal, decode_request, encode_event, en
 from peer.shell.api_types import (
     ContentStream,
     Download,
-    DownloadError,
     Downloads,
     LentContent,
     Ready,
     RightNeeded,
 )
+from peer.shell.errors import DownloadError
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload
 from shoal.wire.control import Demand

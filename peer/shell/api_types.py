@@ -13,17 +13,7 @@ from typing import Any, Protocol
 
 from peer.shell.origin.places import PlaceRules
 from shoal.wire.control import Demand
-from shoal.wire.errors import Reason, ShoalError
-
-
-class DownloadError(ShoalError):
-    """Something asked of `Downloads` cannot be had; the text is fit for the user."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else str(reason))
-        self.reason = reason
-        self.detail = detail
-
+from shoal.wire.errors import Reason
 
 # ---------------------------------------------------------------- requests
 

@@ -17,7 +17,6 @@ from peer.core import events as ev
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
@@ -30,6 +29,7 @@ from peer.shell.api_types import (
     WantedUrl,
 )
 from peer.shell.driver import PeerDriver
+from peer.shell.errors import DownloadError
 from peer.shell.origin.request import OriginRequest
 from peer.shell.rights import Renewer, Rights
 from peer.shell.store.content import ContentStore

@@ -13,7 +13,6 @@ from pathlib import Path
 from peer.shell.api_events import follow_as_asked
 from peer.shell.api_types import (
     Download,
-    DownloadError,
     DownloadRequest,
     Failed,
     OnEvent,
@@ -22,6 +21,7 @@ from peer.shell.api_types import (
     WriteChunk,
 )
 from peer.shell.daemon import software_version
+from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts

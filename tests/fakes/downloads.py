@@ -13,7 +13,6 @@ from typing import Any
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
@@ -24,6 +23,7 @@ from peer.shell.api_types import (
     RightNeeded,
     TaskSummary,
 )
+from peer.shell.errors import DownloadError
 from shoal.wire.errors import Reason
 from tests.fakes.answers import digest_of
 

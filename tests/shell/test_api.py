@@ -15,7 +15,8 @@ import pytest
 import uvloop
 
 from peer.shell.api import LocalApi
-from peer.shell.api_types import DownloadError, Failed, Progress
+from peer.shell.api_types import Failed, Progress
+from peer.shell.errors import DownloadError
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.tasks import InlineOffload
 from shoal.wire.control import Demand

@@ -14,12 +14,12 @@ from aiohttp import web
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
     WantedUrl,
 )
+from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.reference import digest_of
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.limits import COLLECTION_TASKS_MAX

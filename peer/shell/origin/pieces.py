@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from peer.core.effects import ReadOrigin
 from peer.core.events import PieceRecord
-from peer.shell.origin.base import OriginBody, OriginError
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import OriginBody
 from shoal.runtime.tasks import Offload
 from shoal.runtime.turns import Turns
 from shoal.wire.digest import piece_digest

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.shell.origin.base import OriginError, Origins
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import Origins
 from peer.shell.origin.request import OriginRequest
 from peer.shell.urls import (
     check_headers,
