@@ -13,6 +13,7 @@ from peer.core.download import OPEN_PHASES, TaskKeeper
 from peer.core.effects import AnyEffect, Noted, RemoveEnded, RemoveTask, SendToScheduler, Withdraw
 from peer.core.feeds import Feeds
 from peer.core.fetching import Fetcher
+from peer.core.limits import PeerLimits
 from peer.core.origin_reads import OriginReads
 from peer.core.parents import ParentTable
 from peer.core.reports import Outbox
@@ -24,7 +25,7 @@ from shoal.wire import control as msg
 from shoal.wire.control import HostInfo
 from shoal.wire.errors import Reason
 from shoal.wire.ids import Dice, HostId, RequestId, TaskId
-from shoal.wire.limits import MILLISECOND_NS, PeerLimits
+from shoal.wire.limits import MILLISECOND_NS
 
 
 class PeerEngine:

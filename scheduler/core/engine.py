@@ -11,6 +11,7 @@ from typing import Any
 from scheduler.core import events as ev
 from scheduler.core.effects import AnyEffect, Noted
 from scheduler.core.graph import graphs_of
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.membership import Membership
 from scheduler.core.origin_lease import LeaseOffice
 from scheduler.core.sources import SourceBook
@@ -21,7 +22,6 @@ from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry, choose_geometry
 from shoal.wire.ids import Dice, HostId, SourceId, TaskId
-from shoal.wire.limits import SchedulerLimits
 
 REFUSED_RETRY_MS = 5_000
 BLAMES_MAX = 3

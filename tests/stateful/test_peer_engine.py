@@ -15,9 +15,9 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.state import LinkPhase, TaskPhase
-from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, DownloadId, HostId, LeaseNumber
+from shoal.wire.proof import swarm_proof
 from tests.stateful.peer_plans import HOSTS, MASKS, PIECES, PlanRules
 from tests.unit.peer.core_rig import (
     COLLECTION,

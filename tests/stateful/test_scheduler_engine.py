@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.core import events as ev
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, LeaseNumber
-from shoal.wire.limits import SECOND_NS, SchedulerLimits
+from shoal.wire.limits import SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_SOURCE,
     DIGEST_TASK,
