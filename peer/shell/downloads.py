@@ -35,7 +35,8 @@ from peer.shell.rights import Renewer, Rights
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from peer.shell.streams import ContentReading, Running, RunningContent, Wanted
-from peer.shell.urls import display_url, identity_url, is_anonymous, origin_request
+from peer.shell.urls import display_url
+from peer.shell.wanted_urls import identity_url, is_anonymous, origin_request
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload, Supervisor
 from shoal.wire.control import Demand
