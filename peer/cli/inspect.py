@@ -4,7 +4,6 @@ Reads the manifest and the configuration, and no layer. Changes nothing.
 """
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import Any, Final
 from peer.cli.local import human
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 from peer.cli.outcome import Outcome
-from peer.cli.pull_options import parser, platform_of, registry_client
+from peer.cli.pull_options import Question, parser
 from peer.shell.errors import DownloadError
 from peer.shell.oci.layers import FILEPATHS
-from peer.shell.oci.manifest import CONFIG_BYTES_MAX, Descriptor, Manifest, json_object
-from peer.shell.oci.reference import Reference, parse_reference
+from peer.shell.oci.manifest import Descriptor, Manifest
+from peer.shell.oci.reference import Reference
 from shoal.wire.errors import UsageError
 
 VALUE_CHARACTERS_MAX: Final = 200
@@ -28,9 +27,12 @@ def run(_name: str, arguments: Sequence[str]) -> int:
     options = parser("inspect").parse_intermixed_args(arguments)
     outcome = Outcome([])
     try:
-        reference = parse_reference(options.reference)
-        manifest, config = asyncio.run(_ask(options, reference))
-        facts = _facts(reference, manifest, config, _held(options))
+        question = Question(options)
+        # It loads an HTTP client: not for `--help`, nor for arguments that make no sense.
+        from peer.cli.registry_questions import manifest_and_config
+
+        manifest, config = manifest_and_config(question)
+        facts = _facts(question.reference, manifest, config, _held(options))
     except UsageError as error:
         outcome.fail("usage", str(error))
     except (DownloadError, DaemonError) as error:
@@ -43,18 +45,6 @@ def run(_name: str, arguments: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(told) + "\n")
     sys.stderr.write(f"shoal inspect: {outcome.reason}: {outcome.detail}\n")
     return outcome.exit_code
-
-
-async def _ask(
-    options: argparse.Namespace, reference: Reference
-) -> tuple[Manifest, dict[str, Any]]:
-    async with registry_client(options) as client:
-        manifest = await client.resolve(reference, platform_of(options))
-        described = manifest.config
-        if not 0 < described.size_bytes <= CONFIG_BYTES_MAX or "json" not in described.media_type:
-            return manifest, {}
-        body = await client.small_blob(reference, described)
-        return manifest, json_object(body, "the configuration")
 
 
 def _held(options: argparse.Namespace) -> dict[str, int] | None:

@@ -5,6 +5,7 @@ so every subcommand is a function `run(name, arguments) -> exit code` of a modul
 when it is called.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -103,6 +104,9 @@ def entry() -> NoReturn:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
+    # Python looks through everything for garbage before it ends: a tenth of the CPU that
+    # `shoal pull` takes, for memory that the system takes back at once. It leaves out the frozen.
+    gc.freeze()
     sys.exit(code)
 
 
