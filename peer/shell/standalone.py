@@ -20,12 +20,12 @@ from peer.shell.api_types import (
     RightNeeded,
     WriteChunk,
 )
-from peer.shell.daemon import software_version
 from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.errors import StoreError
+from shoal.runtime.version import software_version
 from shoal.wire.ids import HostId
 
 
