@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from peer.cli.get_options import timeout_of
+from peer.cli.help import HelpFormatter
 from peer.shell.oci.paths import patterns
 from peer.shell.oci.platforms import parse_platform
 from peer.shell.oci.reference import parse_reference
@@ -35,7 +36,7 @@ def parser(name: str) -> argparse.ArgumentParser:
         prog=f"shoal {name}",
         description=about[name],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("reference", metavar="REF", help="host/repository:tag, or @digest")
