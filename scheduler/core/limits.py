@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shoal.wire.limits import MIB, MILLISECOND_NS, SECOND_NS
+from shoal.wire.limits import COLLECTION_TASKS_MAX, MIB, MILLISECOND_NS, SECOND_NS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,4 +51,7 @@ class SchedulerLimits:
     push_interval_min_ns: int = 25 * MILLISECOND_NS
     push_interval_per_host_ns: int = 250_000
     """And at most so often, times the hosts: four messages a millisecond, all hosts together."""
+    holder_tasks_per_s_max: int = 2 * COLLECTION_TASKS_MAX
+    """Tasks that one host may ask for the holders of in a second: two of the largest collections.
+    Each costs a look at all of its holders."""
     story_events_max: int = 256

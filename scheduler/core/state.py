@@ -39,6 +39,9 @@ class Host:
     lease_ended_ns: int = 0
     report_interval_ns: int = 0
     """What it was told last."""
+    asked_since_ns: int = 0
+    asked_tasks: int = 0
+    """Tasks that it asked about since then: for the holders of so many."""
     as_parent: Parent = field(init=False)
     """What others are told of it: one object, so that it is serialised once."""
 

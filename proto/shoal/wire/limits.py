@@ -71,6 +71,10 @@ VALIDATOR_CHARACTERS_MAX: Final = 1024
 TEXT_CHARACTERS_MAX: Final = 2048
 """Free text from another host (an error's detail) is cut to this before it is kept."""
 
+HOLDER_TASKS_MAX: Final = 1024
+"""Tasks in one question for holders: files of the largest model repositories seen. Its answer is
+worked out at once, over every holder of each, so more are asked in several questions."""
+
 STATEMENTS_PER_MESSAGE_MAX: Final = 8192
 """Piece digests in one control message: about 200 kB, well under gRPC's own 4 MiB."""
 
