@@ -60,6 +60,11 @@ class PeerLimits:
     """Hosts that lost the scheduler turn to the origin spread over this time: no storm."""
     epochs_max: int = 3
     """Whole-content mismatches of one task before it fails for good."""
+    holder_answer_ns: int = 2 * SECOND_NS
+    """How long a scheduler may take to count holders: somebody sits before it, and one of an older
+    version will never answer."""
+    holder_questions_max: int = 32
+    """Messages with such questions that wait for answers: three of the largest collections."""
     downloads_max: int = 1024
     collections_max: int = 4096
     story_events_max: int = 256

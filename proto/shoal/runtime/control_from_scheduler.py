@@ -48,16 +48,14 @@ def encode_scheduler_message(message: SchedulerMessage) -> pb.SchedulerMessage:
             return _session(message)
         case Described():
             return pb.SchedulerMessage(described=_described(message))
-        case StatWanted(source_id=source_id):
-            return pb.SchedulerMessage(stat_wanted=pb.StatWanted(source_id=source_id))
+        case StatWanted() | DigestsWanted():
+            return _wanted(message)
         case Parents():
             return pb.SchedulerMessage(parents=_parents(message))
         case Leases():
             return pb.SchedulerMessage(leases=_leases(message))
         case Digests():
             return pb.SchedulerMessage(digests=_digests(message))
-        case DigestsWanted(task_id=task_id):
-            return pb.SchedulerMessage(digests_wanted=pb.DigestsWanted(task_id=task_id))
         case Assigned() | Directory() | SwarmMap():
             return swarm.encode(message)
         case SwarmToken(task_id=task_id, token=token, ttl_ms=ttl_ms):
@@ -93,6 +91,12 @@ def _session(message: Welcome | ReportInterval) -> pb.SchedulerMessage:
         scheduler_id=message.scheduler_id, version=message.version, report_interval_ms=interval
     )
     return pb.SchedulerMessage(welcome=welcome)
+
+
+def _wanted(message: StatWanted | DigestsWanted) -> pb.SchedulerMessage:
+    if isinstance(message, StatWanted):
+        return pb.SchedulerMessage(stat_wanted=pb.StatWanted(source_id=message.source_id))
+    return pb.SchedulerMessage(digests_wanted=pb.DigestsWanted(task_id=message.task_id))
 
 
 def _described(message: Described) -> pb.Described:
