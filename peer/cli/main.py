@@ -18,7 +18,7 @@ Moves big immutable files from one origin to many hosts, peer to peer.
 commands:
   get URL... -O FILE   download, through the daemon if one runs here, else by itself
   pull REF -o DIR      download a model or an image from a registry, in the same way
-  inspect REF          what a registry has under a name, and what of it this host holds
+  inspect REF          what a registry has under a name, and what of it this host and the swarm hold
   peer                 run the peer daemon of this host
   scheduler            run the scheduler of a swarm
   status               what the daemon of this host is and does

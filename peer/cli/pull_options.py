@@ -30,7 +30,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     about = {
         "pull": "Download a model or a container image from a registry, through the node's shoal "
         "daemon where there is one. An image becomes an OCI layout.",
-        "inspect": "Show what a registry has under a name, and what of it this host holds.",
+        "inspect": "Show what a registry has under a name, and what of it this host and its swarm "
+        "hold. What the swarm holds is told by the daemon's scheduler.",
     }
     parser = argparse.ArgumentParser(
         prog=f"shoal {name}",
