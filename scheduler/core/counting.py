@@ -50,10 +50,11 @@ class HolderCounter:
             # An empty content has no holders, and nobody lacks it.
             if counts[task_id].size_bytes != 0:
                 found[task_id] = holders
+        hosts = self._count_some(found)
         answer = msg.HolderCounts(
             number=question.number,
-            hosts=self._count_some(found),
-            whole_hosts=_count_whole(found),
+            hosts=hosts,
+            whole_hosts=min(_count_whole(found), hosts),
             tasks=tuple(counts[task_id] for task_id in question.task_ids),
         )
         self._state.send(host_id, answer)
@@ -100,7 +101,7 @@ def holders_of(task: Task) -> Holders:
     """Who holds a task now."""
     doubted = task.doubted
     if not doubted and 0 not in task.holders.values():
-        # As it is nearly always: nothing has to be looked at.
+        # As it is nearly always: no host has to be looked at.
         return Holders(task.holders.keys(), task.sealed.keys(), as_listed=True)
     some = {host_id for host_id, held in task.holders.items() if held & ~doubted.get(host_id, 0)}
     whole = {host_id for host_id in task.sealed if host_id in some and not doubted.get(host_id, 0)}
@@ -110,18 +111,16 @@ def holders_of(task: Task) -> Holders:
 def _counts(task_id: TaskId, task: Task | None, holders: Holders) -> msg.TaskHolders:
     covered_bytes = 0
     size_bytes = None
-    hosts, whole_hosts = len(holders.some), len(holders.whole)
     if task is not None:
         geometry = task.descriptor.geometry
         size_bytes = geometry.size_bytes
         covered = task.covered if size_bytes is None else task.covered & geometry.all_pieces
         covered_bytes = geometry.held_bytes(covered)
-        if size_bytes == 0:
-            whole_hosts = 0
     return msg.TaskHolders(
         task_id=task_id,
-        hosts=hosts,
-        whole_hosts=whole_hosts,
+        hosts=len(holders.some),
+        # A host may say that it checked what it told nobody that it holds.
+        whole_hosts=min(len(holders.whole), len(holders.some)),
         covered_bytes=covered_bytes,
         size_bytes=size_bytes,
     )

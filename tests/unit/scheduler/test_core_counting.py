@@ -161,6 +161,15 @@ def test_a_size_that_is_not_known_is_not_told() -> None:
     assert ask(rig, "a", DIGEST_TASK).tasks[0].size_bytes is None
 
 
+def test_whoever_says_that_it_checked_what_it_does_not_hold_has_nothing() -> None:
+    """No host ever has all of more than it has something of: whoever reads that ends the stream."""
+    rig = Rig()
+    rig.start("a", pieces=None, ranges=False)
+    checked = msg.Checked(task_id=DIGEST_TASK, epoch=1, passed=True, digest="sha256:00")
+    rig.send("a", checked)
+    assert numbers(ask(rig, "a", DIGEST_TASK).tasks[0]) == (0, 0, 0, None)
+
+
 def test_an_empty_content_counts_for_nothing() -> None:
     """Nobody has to hold it to have everything."""
     rig = Rig()
