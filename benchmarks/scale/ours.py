@@ -16,9 +16,10 @@ from benchmarks.scale.options import RunOptions
 from benchmarks.scale.plan import Fault, Plan
 from benchmarks.sim.world import HostSpec, OriginSpec, SimNode, World, WorldOptions, ZoneSpec
 from peer.core import events as ev
+from peer.core.limits import PeerLimits
 from shoal.wire.control import Demand
 from shoal.wire.ids import DownloadId, collection_of
-from shoal.wire.limits import MILLISECOND_NS, PIECE_LENGTH_BYTES_MAX, SECOND_NS, PeerLimits
+from shoal.wire.limits import MILLISECOND_NS, PIECE_LENGTH_BYTES_MAX, SECOND_NS
 
 CONNECTING_S = 0.5
 """Hosts are up and connected before anybody wants anything."""

@@ -10,9 +10,9 @@ from benchmarks.sim.options import HostSpec
 from benchmarks.sim.transfer import ACTIVE_NS, Connection, Transfer
 from peer.core import effects as fx
 from peer.core import events as ev
-from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, RequestId
+from shoal.wire.proof import swarm_proof
 
 if TYPE_CHECKING:
     from benchmarks.sim.world import World

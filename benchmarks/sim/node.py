@@ -69,4 +69,5 @@ SimNode.DO = {
     fx.PiecesRevoked: SimNode._ignore,
     fx.SourceEnded: SimNode._ignore,
     fx.RemoveEnded: SimNode._ignore,
+    fx.HoldersCounted: SimNode._ignore,
 }

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 from benchmarks.sim.faults import FaultPlan
-from shoal.wire.limits import MILLISECOND_NS, PeerLimits, SchedulerLimits
+from peer.core.limits import PeerLimits
+from scheduler.core.limits import SchedulerLimits
+from shoal.wire.limits import MILLISECOND_NS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ removed when the file is there or when nothing of it ever arrived.
 
 import argparse
 import asyncio
+import functools
 import os
 import shutil
 import sys
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from peer.cli.held_state import held_state
 from peer.cli.outcome import Outcome, disk_reason
 from peer.shell.api_json import decode_request, encode_event
-from peer.shell.standalone import download_standalone
+from peer.shell.wanted_urls import origin_request
 from shoal.runtime.config_values import parse_endpoint
 from shoal.runtime.logs import configure_logs
 from shoal.wire.errors import UsageError
 
 if TYPE_CHECKING:
     from peer.cli.progress import Bar
-    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone
+    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone, Renew
 
 
 def state_root(outputs: list[Path | None]) -> Path:
@@ -42,19 +43,23 @@ def download_alone(
     bar: "Bar",
     *,
     root: Path | None = None,
-    download: "DownloadStandalone" = download_standalone,
+    renew: "Renew | None" = None,
+    download: "DownloadStandalone | None" = None,
 ) -> None:
     """Runs the download to its end and takes its events. `root` is where its state lies if that is
-    not beside the first output. `download` is replaced by tests."""
+    not beside the first output; `renew` gives fresh rights. `download` is given by tests alone."""
     configure_logs("info" if options.verbose else "error", "text")
     try:
         request = decode_request(body)
+        for wanted in request.urls:
+            # The peer would refuse it as well, but takes a second to load.
+            origin_request(wanted.url, wanted.headers)
         schedulers = tuple(str(parse_endpoint(each)) for each in options.scheduler)
         root = root or state_root(outputs)
         resumes = root.exists()
         with held_state(root):
             try:
-                _run(request, schedulers, root, outcome, bar, download)
+                _run(request, schedulers, root, outcome, bar, download or _peer(renew))
             except UsageError as error:
                 outcome.fail("usage", str(error))
             finally:
@@ -70,6 +75,13 @@ def download_alone(
         raise
     except OSError as error:
         outcome.fail(disk_reason(error), str(error))
+
+
+def _peer(renew: "Renew | None") -> "DownloadStandalone":
+    """A whole peer, which is loaded once it is known that there is work for it."""
+    from peer.shell.standalone import download_standalone
+
+    return functools.partial(download_standalone, renew=renew)
 
 
 def _run(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from peer.cli.help import HelpFormatter
+
 EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong digest, 4 the origin refused (401, 403, 404),
 5 the disk, 124 time is over, 130 interrupted (run the same command again to resume).
@@ -26,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         prog="shoal get",
         description="Download files, through the node's shoal daemon where there is one.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("urls", nargs="+", metavar="URL", help="http or https")

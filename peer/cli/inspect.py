@@ -1,23 +1,22 @@
-"""`shoal inspect`: what a registry has under a name, and what of it this host's daemon holds.
+"""`shoal inspect`: what a registry has under a name, and what of it this host and its swarm hold.
 
 Reads the manifest and the configuration, and no layer. Changes nothing.
 """
 
-import argparse
-import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
+from peer.cli.inspect_holdings import Holdings
 from peer.cli.local import human
-from peer.cli.local_client import DaemonError, LocalClient, socket_path
+from peer.cli.local_client import DaemonError
 from peer.cli.outcome import Outcome
-from peer.cli.pull_options import parser, platform_of, registry_client
-from peer.shell.api_types import DownloadError
+from peer.cli.pull_options import Question, parser
+from peer.shell.errors import DownloadError
 from peer.shell.oci.layers import FILEPATHS
-from peer.shell.oci.manifest import CONFIG_BYTES_MAX, Descriptor, Manifest, json_object
-from peer.shell.oci.reference import Reference, parse_reference
+from peer.shell.oci.manifest import Descriptor, Manifest
+from peer.shell.oci.reference import Reference
 from shoal.wire.errors import UsageError
 
 VALUE_CHARACTERS_MAX: Final = 200
@@ -28,9 +27,13 @@ def run(_name: str, arguments: Sequence[str]) -> int:
     options = parser("inspect").parse_intermixed_args(arguments)
     outcome = Outcome([])
     try:
-        reference = parse_reference(options.reference)
-        manifest, config = asyncio.run(_ask(options, reference))
-        facts = _facts(reference, manifest, config, _held(options))
+        question = Question(options)
+        # It loads an HTTP client: not for `--help`, nor for arguments that make no sense.
+        from peer.cli.registry_questions import manifest_and_config
+
+        manifest, config = manifest_and_config(question)
+        holdings = Holdings(options, _asked(manifest))
+        facts = _facts(question.reference, manifest, config, holdings)
     except UsageError as error:
         outcome.fail("usage", str(error))
     except (DownloadError, DaemonError) as error:
@@ -45,37 +48,19 @@ def run(_name: str, arguments: Sequence[str]) -> int:
     return outcome.exit_code
 
 
-async def _ask(
-    options: argparse.Namespace, reference: Reference
-) -> tuple[Manifest, dict[str, Any]]:
-    async with registry_client(options) as client:
-        manifest = await client.resolve(reference, platform_of(options))
-        described = manifest.config
-        if not 0 < described.size_bytes <= CONFIG_BYTES_MAX or "json" not in described.media_type:
-            return manifest, {}
-        body = await client.small_blob(reference, described)
-        return manifest, json_object(body, "the configuration")
-
-
-def _held(options: argparse.Namespace) -> dict[str, int] | None:
-    """Bytes that the daemon holds, by digest; None without a daemon."""
-    client = LocalClient(socket_path(options.endpoint))
-    if not options.endpoint and not client.answers():
-        return None
-    held: dict[str, int] = {}
-    for task in client.get_json("/v1/tasks")["tasks"]:
-        if task["digest"]:
-            held[task["digest"]] = max(held.get(task["digest"], 0), task["held_bytes"])
-    return held
+def _asked(manifest: Manifest) -> list[str]:
+    """The digests of what can be held: nobody needs to hold an empty layer."""
+    return [layer.digest for layer in manifest.layers if layer.size_bytes]
 
 
 def _facts(
-    reference: Reference,
-    manifest: Manifest,
-    config: dict[str, Any],
-    held: Mapping[str, int] | None,
+    reference: Reference, manifest: Manifest, config: dict[str, Any], holdings: Holdings
 ) -> dict[str, Any]:
-    layers = [_layer(layer, held) for layer in manifest.layers]
+    layers = [_layer(layer, holdings) for layer in manifest.layers]
+    swarm = None
+    if holdings.swarm is not None:
+        covered = sum(layer["swarm"]["covered_bytes"] for layer in layers if layer["swarm"])
+        swarm = {**holdings.swarm, "covered_bytes": covered}
     return {
         "ok": True,
         "reference": str(reference),
@@ -83,21 +68,26 @@ def _facts(
         "media_type": manifest.media_type,
         "artifact_type": manifest.artifact_type or manifest.config.media_type,
         "size_bytes": manifest.size_bytes,
-        "held_bytes": None if held is None else sum(layer["held_bytes"] for layer in layers),
+        "held_bytes": None
+        if holdings.held is None
+        else sum(layer["held_bytes"] for layer in layers),
+        "swarm": swarm,
+        "swarm_unknown": holdings.unknown,
         "annotations": dict(manifest.annotations),
         "config": config,
         "layers": layers,
     }
 
 
-def _layer(layer: Descriptor, held: Mapping[str, int] | None) -> dict[str, Any]:
+def _layer(layer: Descriptor, holdings: Holdings) -> dict[str, Any]:
     path = next((text for name in FILEPATHS if (text := layer.annotations.get(name))), None)
     return {
         "path": path,
         "media_type": layer.media_type,
         "digest": layer.digest,
         "size_bytes": layer.size_bytes,
-        "held_bytes": None if held is None else held.get(layer.digest, 0),
+        "held_bytes": holdings.held_bytes(layer.digest),
+        "swarm": holdings.of_swarm(layer.digest),
     }
 
 
@@ -106,13 +96,13 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     out = sys.stdout
-    held = "no daemon runs here" if facts["held_bytes"] is None else human(facts["held_bytes"])
     for name, value in (
         ("reference", facts["reference"]),
         ("digest", facts["digest"]),
         ("type", facts["artifact_type"]),
         ("size", human(facts["size_bytes"])),
-        ("held here", held),
+        ("this node", _node(facts)),
+        ("swarm", _swarm(facts)),
     ):
         out.write(f"{name:<16} {_plain(value)}\n")
     for group in ("descriptor", "config"):
@@ -120,14 +110,43 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         if isinstance(described, dict):
             for name, value in described.items():
                 out.write(f"{_plain(name):<16} {_plain(value)}\n")
-    out.write(f"{'SIZE':>10} {'HELD':>10} {'DIGEST':<20} FILE\n")
+    heads = f"{'SIZE':>10} {'NODE':>6} {'SWARM':>6} {'HOSTS':>6} {'WHOLE':>6}"
+    out.write(f"{heads} {'DIGEST':<20} FILE\n")
     for layer in facts["layers"]:
-        held = "-" if layer["held_bytes"] is None else human(layer["held_bytes"])
-        what = layer["path"] or layer["media_type"]
+        size, swarm = layer["size_bytes"], layer["swarm"] or {}
         out.write(
-            f"{human(layer['size_bytes']):>10} {held:>10} {layer['digest'][:19]:<20} "
-            f"{_plain(what)}\n"
+            f"{human(size):>10} {_percent(layer['held_bytes'], size):>6} "
+            f"{_percent(swarm.get('covered_bytes'), size):>6} {swarm.get('hosts', '-'):>6} "
+            f"{swarm.get('whole_hosts', '-'):>6} {layer['digest'][:19]:<20} "
+            f"{_plain(layer['path'] or layer['media_type'])}\n"
         )
+
+
+def _node(facts: dict[str, Any]) -> str:
+    held = facts["held_bytes"]
+    if held is None:
+        return "not known: no daemon runs here"
+    return f"{_percent(held, facts['size_bytes'])} ({human(held)})"
+
+
+def _swarm(facts: dict[str, Any]) -> str:
+    swarm = facts["swarm"]
+    if swarm is None:
+        return f"not known: {facts['swarm_unknown']['detail']}"
+    covered = _percent(swarm["covered_bytes"], facts["size_bytes"])
+    hosts = swarm["hosts"]
+    if hosts is None:
+        return f"{covered}; too many layers to say on how many hosts"
+    noun = "host" if hosts == 1 else "hosts"
+    return f"{covered} on {hosts} {noun} ({swarm['whole_hosts']} whole)"
+
+
+def _percent(part_bytes: int | None, size_bytes: int) -> str:
+    """Rounded so that only all of it is 100 %, and only nothing 0 %."""
+    if part_bytes is None or not size_bytes:
+        return "-"
+    percent = min(part_bytes, size_bytes) * 100 // size_bytes
+    return "<1 %" if part_bytes and not percent else f"{percent} %"
 
 
 def _plain(value: object) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from peer.cli.help import HelpFormatter
 from peer.cli.local_client import DaemonError, LocalClient, socket_path
 
 ID_CHARACTERS_MIN: Final = 4
@@ -14,7 +15,7 @@ ID_CHARACTERS_MIN: Final = 4
 
 def parser(name: str) -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog=f"shoal {name}")
+    parser = argparse.ArgumentParser(prog=f"shoal {name}", formatter_class=HelpFormatter)
     parser.add_argument("-e", "--endpoint", metavar="SOCKET", help="the daemon's Unix socket")
     parser.add_argument("--json", action="store_true", help="print JSON")
     if name == "tasks":

@@ -5,6 +5,7 @@ so every subcommand is a function `run(name, arguments) -> exit code` of a modul
 when it is called.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -17,7 +18,7 @@ Moves big immutable files from one origin to many hosts, peer to peer.
 commands:
   get URL... -O FILE   download, through the daemon if one runs here, else by itself
   pull REF -o DIR      download a model or an image from a registry, in the same way
-  inspect REF          what a registry has under a name, and what of it this host holds
+  inspect REF          what a registry has under a name, and what of it this host and the swarm hold
   peer                 run the peer daemon of this host
   scheduler            run the scheduler of a swarm
   status               what the daemon of this host is and does
@@ -103,6 +104,9 @@ def entry() -> NoReturn:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
+    # Python looks through everything for garbage before it ends: a tenth of the CPU that
+    # `shoal pull` takes, for memory that the system takes back at once. It leaves out the frozen.
+    gc.freeze()
     sys.exit(code)
 
 

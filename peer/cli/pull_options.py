@@ -1,16 +1,18 @@
-"""The options of `shoal pull` and `shoal inspect`, and what both ask a registry.
+"""The options of `shoal pull` and `shoal inspect`, and what they mean.
 
-Every problem with them is a UsageError that says what would be right.
+Every problem with them is a UsageError or a UsageProblem that says what would be right. Loads
+little: `--help` and a typing error should be answered at once.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Final
 
-from peer.shell.oci.credentials import Credentials
-from peer.shell.oci.manifest import parse_platform
-from peer.shell.oci.registry import RegistryClient
+from peer.cli.get_options import timeout_of
+from peer.cli.help import HelpFormatter
+from peer.shell.oci.paths import patterns
+from peer.shell.oci.platforms import parse_platform
+from peer.shell.oci.reference import parse_reference
 from shoal.wire.errors import UsageError
 
 EPILOG: Final = """\
@@ -28,13 +30,14 @@ def parser(name: str) -> argparse.ArgumentParser:
     about = {
         "pull": "Download a model or a container image from a registry, through the node's shoal "
         "daemon where there is one. An image becomes an OCI layout.",
-        "inspect": "Show what a registry has under a name, and what of it this host holds.",
+        "inspect": "Show what a registry has under a name, and what of it this host and its swarm "
+        "hold. What the swarm holds is told by the daemon's scheduler.",
     }
     parser = argparse.ArgumentParser(
         prog=f"shoal {name}",
         description=about[name],
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("reference", metavar="REF", help="host/repository:tag, or @digest")
@@ -63,13 +66,29 @@ def parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def platform_of(options: argparse.Namespace) -> str | None:
-    """The platform that was asked for. Raises UsageError."""
-    return parse_platform(options.platform) if options.platform else None
+class Question:
+    """What both commands want to know of a registry, checked."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Raises UsageError."""
+        self.options = options
+        self.reference = parse_reference(options.reference)
+        self.platform = parse_platform(options.platform) if options.platform else None
+        self.authorities = _authorities_of(options)
+        """The certificates of `--ca-file` as text, "" for none."""
 
 
-def authorities_of(options: argparse.Namespace) -> str:
-    """The certificates of `--ca-file` as text, "" for none. Raises UsageError."""
+class Wish(Question):
+    """What a pull is wanted to do, checked."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Raises UsageError, UsageProblem."""
+        super().__init__(options)
+        self.patterns = patterns(options.include, options.exclude)
+        self.timeout_ms = timeout_of(options.timeout)
+
+
+def _authorities_of(options: argparse.Namespace) -> str:
     if options.ca_file is None:
         return ""
     try:
@@ -77,9 +96,3 @@ def authorities_of(options: argparse.Namespace) -> str:
     except OSError as error:
         raise UsageError(f"--ca-file {options.ca_file}: {error.strerror}") from None
     return text
-
-
-def registry_client(options: argparse.Namespace) -> RegistryClient:
-    """A client that finds this user's credentials."""
-    credentials = Credentials(os.environ, options.authfile)
-    return RegistryClient(credentials.find, plain_http=options.plain_http, ca_file=options.ca_file)

@@ -16,7 +16,6 @@ from peer.shell.oci.paths import Patterns
 from peer.shell.oci.pull_state import PullState, key_of
 from peer.shell.oci.reference import Reference
 from peer.shell.oci.tree import Tree
-from peer.shell.oci.unpack import Unpacking, unpack
 from shoal.wire.errors import UsageError
 
 READ_BYTES: Final = 1024 * 1024
@@ -134,6 +133,9 @@ class PullPlan:
         return False
 
     def _unpack(self, layer: Layer, placed: set[str]) -> None:
+        # Readers of archives: most models come as plain files.
+        from peer.shell.oci.unpack import Unpacking, unpack
+
         archive = self.output_of(layer)
         work = Unpacking(
             tree=self._tree,

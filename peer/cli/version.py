@@ -2,17 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
-DISTRIBUTION = "shoal-p2p"
-
-
-def version() -> str:
-    """The installed version, or `unknown` when run from a tree that was never installed."""
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+from shoal.runtime.version import software_version
 
 
 def run(_name: str, arguments: Sequence[str]) -> int:
@@ -20,5 +11,5 @@ def run(_name: str, arguments: Sequence[str]) -> int:
     if arguments:
         sys.stderr.write("shoal version: takes no arguments\n")
         return 2
-    sys.stdout.write(f"shoal {version()}\n")
+    sys.stdout.write(f"shoal {software_version()}\n")
     return 0

@@ -7,7 +7,7 @@ happens. An effect for a connection or request that is gone meanwhile is ignored
 from dataclasses import dataclass
 
 from peer.core.events import PieceRecord
-from shoal.wire.control import Address, HostMessage, TaskDescriptor
+from shoal.wire.control import Address, HolderCounts, HostMessage, TaskDescriptor
 from shoal.wire.errors import Reason
 from shoal.wire.ids import (
     ConnectionId,
@@ -303,6 +303,17 @@ class RemoveEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldersCounted:
+    """The one end of a `CountHolders`. `reason` None: `answers` name all of its tasks in order; one
+    answer unless they were too many for one. Else it is not known: NO_SCHEDULER, TIMEOUT (one of
+    an older version never answers), OVERLOADED (too many such questions wait)."""
+
+    request_id: RequestId
+    reason: Reason | None
+    answers: tuple[HolderCounts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
     """Something that people must be able to read in the log. `kind` is a stable short name."""
 
@@ -344,5 +355,6 @@ AnyEffect = (
     | SourceEnded
     | DownloadEnded
     | RemoveEnded
+    | HoldersCounted
     | Noted
 )

@@ -13,8 +13,10 @@ from peer.core.download import OPEN_PHASES, TaskKeeper
 from peer.core.effects import AnyEffect, Noted, RemoveEnded, RemoveTask, SendToScheduler, Withdraw
 from peer.core.feeds import Feeds
 from peer.core.fetching import Fetcher
+from peer.core.limits import PeerLimits
 from peer.core.origin_reads import OriginReads
 from peer.core.parents import ParentTable
+from peer.core.questions import Questions
 from peer.core.reports import Outbox
 from peer.core.state import Collection, Download, Link, PeerState, Session, Task, TaskPhase
 from peer.core.uploads import Uploads
@@ -24,7 +26,7 @@ from shoal.wire import control as msg
 from shoal.wire.control import HostInfo
 from shoal.wire.errors import Reason
 from shoal.wire.ids import Dice, HostId, RequestId, TaskId
-from shoal.wire.limits import MILLISECOND_NS, PeerLimits
+from shoal.wire.limits import MILLISECOND_NS
 
 
 class PeerEngine:
@@ -76,6 +78,7 @@ class PeerEngine:
             on_collection_over=self._collection_over,
             on_false_content=self._keeper.false_content,
         )
+        self._questions = Questions(self.state, self._outbox)
         self._removals: dict[TaskId, list[RequestId]] = {}
         self._old_plans_due_ns: int | None = None
         self._handlers: dict[type[Any], Callable[[Any], None]] = self._event_handlers()
@@ -93,6 +96,7 @@ class PeerEngine:
         self._reads.fill()
         self._fetcher.fill()
         self._uploads.serve_awaited()
+        self._questions.end_overdue()
         self._keeper.flush_if_due()
         self._outbox.flush_if_due()
         effects, state.effects = state.effects, []
@@ -105,6 +109,7 @@ class PeerEngine:
     def validate(self) -> None:
         """Checks every invariant, O(everything). AssertionError names the one that is broken."""
         validate(self.state, self._keeper, self._reads, self._uploads)
+        self._questions.validate()
 
     def progress(self, task_id: TaskId) -> tuple[int, int | None, int, int]:
         """Of a task: bytes held, its size, and bytes read from the origin and from parents since
@@ -137,6 +142,7 @@ class PeerEngine:
             ev.Unwant: self._wishes.unwant,
             ev.Reading: self._reading,
             ev.Remove: self._remove,
+            ev.CountHolders: self._questions.ask,
             ev.StoreLoaded: self._loaded,
             ev.TaskOpened: self._opened,
             ev.TaskOpenFailed: lambda e: self._keeper.open_failed(e.task_id, e.reason, e.detail),
@@ -185,6 +191,7 @@ class PeerEngine:
             msg.SwarmMap: self._swarm_map,
             msg.SourceFailed: self._wishes.source_failed,
             msg.EpochVoided: self._epoch_voided,
+            msg.HolderCounts: self._questions.answered,
             msg.Redirected: self._redirected,
         }
 
@@ -342,6 +349,7 @@ class PeerEngine:
 
     def _scheduler_up(self, event: ev.SchedulerUp) -> None:
         self.state.session = Session(number=event.session)
+        self._questions.session_lost()
         self._outbox.reset()
         hello = self._outbox.hello(self._reads.held_leases())
         self.state.emit(SendToScheduler(session=event.session, messages=(hello,)))
@@ -357,6 +365,7 @@ class PeerEngine:
         self._keeper.judge_lost()
         for collection in self.state.collections.values():
             collection.plan_is_old = True
+        self._questions.session_lost()
         self._wishes.session_lost()
         if session.ready:
             self._begin_grace()

@@ -86,6 +86,15 @@ class Remove(Event):
     task_id: TaskId
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountHolders(Event):
+    """A local user wants to know what the swarm holds of these tasks, at least one. Ends in
+    `HoldersCounted`."""
+
+    request_id: RequestId
+    task_ids: tuple[TaskId, ...]
+
+
 # ---------------------------------------------------------------- store
 
 
@@ -398,6 +407,7 @@ AnyEvent = (
     | Unwant
     | Reading
     | Remove
+    | CountHolders
     | StoreLoaded
     | TaskOpened
     | TaskOpenFailed

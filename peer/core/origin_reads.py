@@ -195,8 +195,7 @@ class OriginReads:
         for right in list(self._leases.values()):
             self._serve_lease(right)
         if self._state.on_our_own:
-            for task in list(self._state.tasks.values()):
-                self._help_ourselves(task)
+            self._help_ourselves_to_all()
 
     def _running(self, task: Task | None = None) -> int:
         return sum(
@@ -272,8 +271,21 @@ class OriginReads:
 
     # ------------------------------------------------------------ without a scheduler
 
+    def _help_ourselves_to_all(self) -> None:
+        reads_max = self._state.limits.origin_reads_max
+        full = self._running() >= reads_max
+        for task in list(self._state.tasks.values()):
+            # Of thousands of files a few are read at once; the others are looked at when a read
+            # ends. There is room beside for what somebody waits for.
+            if task.phase is not TaskPhase.ACTIVE or (full and not task.urgent):
+                continue
+            reads = len(self._reads)
+            self._help_ourselves(task)
+            if len(self._reads) > reads:
+                full = self._running() >= reads_max
+
     def _help_ourselves(self, task: Task) -> None:
-        if task.phase is not TaskPhase.ACTIVE or not task.watchers or not task.origin_allowed:
+        if not task.watchers or not task.origin_allowed:
             return
         if any(right.task_id == task.task_id for right in self._leases.values()):
             return

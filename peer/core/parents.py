@@ -160,6 +160,8 @@ class ParentTable:
         if not self._stale:
             return
         self._stale = False
+        if not self._state.links:
+            return
         wanted = self._wanted_tasks()
         up = 0
         # There is room for so many only: those that feed this host come first.

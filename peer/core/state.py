@@ -10,6 +10,7 @@ from enum import Enum, auto
 
 from peer.core.effects import AnyEffect
 from peer.core.events import PieceRecord, Source
+from peer.core.limits import PeerLimits
 from peer.core.picker import Availability
 from peer.core.swarm_view import SwarmView
 from shoal.wire.control import Address, Demand, HostInfo, Parent, TaskDescriptor
@@ -24,7 +25,7 @@ from shoal.wire.ids import (
     SourceId,
     TaskId,
 )
-from shoal.wire.limits import MILLISECOND_NS, PIECES_PER_TASK_MAX, PeerLimits
+from shoal.wire.limits import MILLISECOND_NS, PIECES_PER_TASK_MAX
 from shoal.wire.wakeups import WakeUps
 
 

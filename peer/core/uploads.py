@@ -26,10 +26,10 @@ from peer.core.events import (
 )
 from peer.core.state import Child, PeerState, Task, TaskPhase
 from shoal.wire import bitfield
-from shoal.wire.digest import same, swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, TaskId
 from shoal.wire.limits import MILLISECOND_NS
+from shoal.wire.proof import same, swarm_proof
 
 SERVING_PER_CHILD_MAX = 2
 """Pieces of one child being sent at once: the second is ready when the first ends."""

@@ -436,9 +436,12 @@ class Wishes:
         for download in list(self._state.downloads.values()):
             if download.ended:
                 continue
-            for wish in list(download.wishes.values()):
-                if source_id is None or wish.source.source_id == source_id:
-                    self._resolve(download, wish)
+            if source_id is None:
+                wishes = list(download.wishes.values())
+            else:
+                wishes = [download.wishes[source_id]] if source_id in download.wishes else []
+            for wish in wishes:
+                self._resolve(download, wish)
             self._end_if_over(download)
 
     # ------------------------------------------------------------ scheduler

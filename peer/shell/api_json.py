@@ -19,6 +19,7 @@ from peer.shell.api_types import (
     Ready,
     Resolved,
     RightNeeded,
+    SwarmCounts,
     TaskSummary,
     WantedUrl,
 )
@@ -109,6 +110,16 @@ def decode_renewal(body: object) -> str | None:
     return _header(["Authorization", value], "authorization")[1]
 
 
+def decode_digests(body: object) -> tuple[str, ...]:
+    """The digests in a JSON body, each once, in order. Raises UsageError."""
+    digests = _list(_object(body, "the body", ("digests",)), "digests")
+    if not 1 <= len(digests) <= COLLECTION_TASKS_MAX:
+        raise UsageError(f"digests: 1 to {COLLECTION_TASKS_MAX}, not {len(digests)}")
+    if not all(isinstance(digest, str) for digest in digests):
+        raise UsageError("digests: strings such as sha256:<hex> are needed")
+    return tuple(dict.fromkeys(str(parse_digest(digest)) for digest in digests))
+
+
 def check_piece_length(piece_length_bytes: int) -> None:
     """Raises UsageError unless it is a power of two within the limits."""
     in_bounds = PIECE_LENGTH_BYTES_MIN <= piece_length_bytes <= PIECE_LENGTH_BYTES_MAX
@@ -188,6 +199,24 @@ def encode_task(task: TaskSummary) -> dict[str, Any]:
         "digest": task.digest,
         "used_s_ago": task.used_s_ago,
         "pinned": task.pinned,
+    }
+
+
+def encode_swarm(counts: SwarmCounts) -> dict[str, Any]:
+    """What the swarm holds, as the object that `POST /v1/swarm` answers with."""
+    return {
+        "hosts": counts.hosts,
+        "whole_hosts": counts.whole_hosts,
+        "contents": [
+            {
+                "digest": content.digest,
+                "hosts": content.hosts,
+                "whole_hosts": content.whole_hosts,
+                "covered_bytes": content.covered_bytes,
+                "size": content.size_bytes,
+            }
+            for content in counts.contents
+        ],
     }
 
 

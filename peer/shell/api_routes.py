@@ -19,16 +19,23 @@ from typing import Any, Final
 from aiohttp import web
 
 from peer.shell.api_events import follow_as_asked
-from peer.shell.api_json import decode_renewal, decode_request, encode_event, encode_task
+from peer.shell.api_json import (
+    decode_digests,
+    decode_renewal,
+    decode_request,
+    encode_event,
+    encode_swarm,
+    encode_task,
+)
 from peer.shell.api_types import (
     ContentStream,
     Download,
-    DownloadError,
     Downloads,
     LentContent,
     Ready,
     RightNeeded,
 )
+from peer.shell.errors import DownloadError
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload
 from shoal.wire.control import Demand
@@ -54,6 +61,7 @@ _STATUS_OF_REASON: Final = {
     Reason.NOT_HELD: 409,
     Reason.UNAUTHORIZED: 403,
     Reason.OVERLOADED: 503,
+    Reason.NO_SCHEDULER: 503,
     Reason.SHUTTING_DOWN: 503,
     Reason.TIMEOUT: 504,
 }
@@ -111,6 +119,7 @@ class ApiRoutes:
             web.get("/v1/tasks", self.get_tasks),
             web.get("/v1/tasks/{task_id}/content", self.get_content),
             web.delete("/v1/tasks/{task_id}", self.delete_task),
+            web.post("/v1/swarm", self.post_swarm),
         ]
 
     @web.middleware
@@ -286,6 +295,17 @@ class ApiRoutes:
         del request
         tasks = await self._downloads.tasks()
         return web.json_response({"tasks": [encode_task(task) for task in tasks]})
+
+    async def post_swarm(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v1/swarm`: how much of each content in `{"digests": [...]}` the swarm holds, this
+        host included, and on how many hosts: `{"hosts", "whole_hosts", "contents": [{"digest",
+        "hosts", "whole_hosts", "covered_bytes", "size"}]}`, one entry for each digest, in order.
+        `hosts` (that hold something of any) and `whole_hosts` (that have all) of more than 1,024
+        contents are null, `size` is null until the scheduler knows it. 503 `no-scheduler` or
+        `overloaded` and 504 `timeout`: it is not known. Like `GET /v1/tasks` for all who may
+        connect: numbers about what one can name by its digest."""
+        digests = decode_digests(await _json_body(request))
+        return web.json_response(encode_swarm(await self._downloads.swarm(digests)))
 
     async def delete_task(self, request: web.Request) -> web.StreamResponse:
         """`DELETE /v1/tasks/{task_id}`: removes a task that is not in use."""

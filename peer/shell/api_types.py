@@ -13,17 +13,7 @@ from typing import Any, Protocol
 
 from peer.shell.origin.places import PlaceRules
 from shoal.wire.control import Demand
-from shoal.wire.errors import Reason, ShoalError
-
-
-class DownloadError(ShoalError):
-    """Something asked of `Downloads` cannot be had; the text is fit for the user."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else str(reason))
-        self.reason = reason
-        self.detail = detail
-
+from shoal.wire.errors import Reason
 
 # ---------------------------------------------------------------- requests
 
@@ -249,6 +239,32 @@ class TaskSummary:
     pinned: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmContent:
+    """What the swarm holds of one content, this host included."""
+
+    digest: str
+    hosts: int
+    """That hold something of it."""
+    whole_hosts: int
+    """That have it whole and verified."""
+    covered_bytes: int
+    """That are held by some host."""
+    size_bytes: int | None
+    """None while the scheduler does not know it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmCounts:
+    """What the swarm holds of some contents, as its scheduler counts it now."""
+
+    hosts: int | None
+    """That hold something of any of them. None: they are more than can be counted together."""
+    whole_hosts: int | None
+    """That have all of them."""
+    contents: tuple[SwarmContent, ...]
+
+
 class Downloads(Protocol):
     """What local clients may ask of a peer daemon."""
 
@@ -269,6 +285,11 @@ class Downloads(Protocol):
 
     async def tasks(self) -> tuple[TaskSummary, ...]:
         """Every task in the store, most recently used first."""
+        ...
+
+    async def swarm(self, digests: tuple[str, ...]) -> SwarmCounts:
+        """What the swarm holds of contents with these digests, at least one. Raises DownloadError
+        if that is not known: NO_SCHEDULER, TIMEOUT or OVERLOADED. Within seconds."""
         ...
 
     async def remove(self, task_id: str) -> None:

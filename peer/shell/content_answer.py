@@ -11,7 +11,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from peer.shell.api_routes import break_off
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.ranges import Unsatisfiable, parse_range
 from peer.shell.sending import can_send
 from peer.shell.streams import RunningContent

@@ -4,7 +4,6 @@ The place where the configuration becomes objects. Decides nothing.
 """
 
 import asyncio
-import importlib.metadata
 import os
 import secrets
 import signal
@@ -14,16 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from peer.shell.api import LocalApi
 from peer.shell.config import PeerConfig
-from peer.shell.mirror.server import MirrorOptions, RegistryMirror
-from peer.shell.mirror.upstreams import parse_upstream
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts
-from peer.shell.origin.places import parse_network
-from peer.shell.proxy.policy import Policy
-from peer.shell.proxy.rules import parse_rule
-from peer.shell.proxy.server import ForwardProxy, ProxyOptions
-from peer.shell.proxy.targets import parse_pattern
 from peer.shell.store.space import SpaceLimits
 from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
@@ -32,6 +24,7 @@ from shoal.runtime.garbage import collect_less
 from shoal.runtime.logs import Log
 from shoal.runtime.metrics import Metrics
 from shoal.runtime.status_http import StatusServer
+from shoal.runtime.version import software_version
 from shoal.wire.control import Address
 from shoal.wire.errors import UsageError
 from shoal.wire.ids import HostId
@@ -39,17 +32,12 @@ from shoal.wire.ids import HostId
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from peer.shell.mirror.server import RegistryMirror
+    from peer.shell.proxy.server import ForwardProxy
+
 HOST_ID_FILE: Final = "host-id"
 DRAIN_S: Final = 10.0
 """How long pieces that are being sent may still take at the end."""
-
-
-def software_version() -> str:
-    """The installed version of shoal."""
-    try:
-        return importlib.metadata.version("shoal-p2p")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def stable_host_id(store_root: Path) -> HostId:
@@ -224,7 +212,12 @@ class PeerDaemon:
         if self._ready is not None:
             self._ready(self._addresses(node))
 
-    def _mirror_of(self, node: PeerNode) -> RegistryMirror:
+    # A mirror and a proxy are a fifth of the daemon, and loaded where there is one.
+
+    def _mirror_of(self, node: PeerNode) -> "RegistryMirror":
+        from peer.shell.mirror.server import MirrorOptions, RegistryMirror
+        from peer.shell.mirror.upstreams import parse_upstream
+
         section = self._config.mirror
         return RegistryMirror(
             MirrorOptions(
@@ -243,7 +236,14 @@ class PeerDaemon:
             is_here=node.downloads.is_here,
         )
 
-    def _proxy_of(self, node: PeerNode) -> ForwardProxy:
+    def _proxy_of(self, node: PeerNode) -> "ForwardProxy":
+        from peer.shell.mirror.upstreams import parse_upstream
+        from peer.shell.origin.places import parse_network
+        from peer.shell.proxy.policy import Policy
+        from peer.shell.proxy.rules import parse_rule
+        from peer.shell.proxy.server import ForwardProxy, ProxyOptions
+        from peer.shell.proxy.targets import parse_pattern
+
         config, section = self._config, self._config.proxy
         policy = Policy(
             allow=tuple(parse_pattern(text) for text in section.allow),

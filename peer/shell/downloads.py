@@ -17,7 +17,6 @@ from peer.core import events as ev
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
@@ -26,16 +25,20 @@ from peer.shell.api_types import (
     Ready,
     Resolved,
     RightNeeded,
+    SwarmContent,
+    SwarmCounts,
     TaskSummary,
     WantedUrl,
 )
 from peer.shell.driver import PeerDriver
+from peer.shell.errors import DownloadError
 from peer.shell.origin.request import OriginRequest
 from peer.shell.rights import Renewer, Rights
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from peer.shell.streams import ContentReading, Running, RunningContent, Wanted
-from peer.shell.urls import display_url, identity_url, is_anonymous, origin_request
+from peer.shell.urls import display_url
+from peer.shell.wanted_urls import identity_url, is_anonymous, origin_request
 from shoal.runtime.clock import Clock
 from shoal.runtime.tasks import Offload, Supervisor
 from shoal.wire.control import Demand
@@ -55,6 +58,12 @@ from shoal.wire.limits import COLLECTION_TASKS_MAX
 
 DISPLAY_URLS_MAX: Final = 4 * COLLECTION_TASKS_MAX
 FILE_MODE_EVENTS_MAX: Final = 2 * COLLECTION_TASKS_MAX + 16
+
+WHY_NOT_COUNTED: Final = {
+    Reason.NO_SCHEDULER: "the daemon has no scheduler now",
+    Reason.TIMEOUT: "the scheduler did not answer in time; one of an older version never does",
+    Reason.OVERLOADED: "too many such questions wait for the scheduler; try again",
+}
 
 
 class RunningDownload:
@@ -485,6 +494,30 @@ class LocalDownloads:
                 pinned=bool(task.watchers),
             )
             for task in reversed(self._driver.engine.state.tasks.values())
+        )
+
+    async def swarm(self, digests: tuple[str, ...]) -> SwarmCounts:
+        """What the swarm holds of contents. Raises DownloadError."""
+        counted = await self._driver.count_holders(
+            tuple(task_of_digest(digest, None) for digest in digests)
+        )
+        if counted.reason is not None:
+            raise DownloadError(counted.reason, WHY_NOT_COUNTED[counted.reason])
+        together = counted.answers[0] if len(counted.answers) == 1 else None
+        tasks = [task for answer in counted.answers for task in answer.tasks]
+        return SwarmCounts(
+            hosts=None if together is None else together.hosts,
+            whole_hosts=None if together is None else together.whole_hosts,
+            contents=tuple(
+                SwarmContent(
+                    digest=digest,
+                    hosts=task.hosts,
+                    whole_hosts=task.whole_hosts,
+                    covered_bytes=task.covered_bytes,
+                    size_bytes=task.size_bytes,
+                )
+                for digest, task in zip(digests, tasks, strict=True)
+            ),
         )
 
     async def remove(self, task_id: str) -> None:

@@ -69,7 +69,8 @@ class PeerDriver:
         self._alarm = Alarm(next_deadline_ns=engine.next_deadline_ns, on_due=self._due, clock=clock)
         self._carriers: dict[type[Any], Callable[[Any], None]] = {}
         self._removals: dict[RequestId, asyncio.Future[fx.RemoveEnded]] = {}
-        self._next_removal = 0
+        self._counts: dict[RequestId, asyncio.Future[fx.HoldersCounted]] = {}
+        self._last_own_request = 0
         self._task_locks: dict[TaskId, tuple[asyncio.Lock, int]] = {}
         self.events_handled = 0
         self.busy_ns = 0
@@ -115,6 +116,7 @@ class PeerDriver:
             fx.SourceEnded: clients.take,
             fx.DownloadEnded: clients.take,
             fx.RemoveEnded: self._remove_ended,
+            fx.HoldersCounted: self._holders_counted,
             fx.Noted: self._note,
         }
 
@@ -157,8 +159,10 @@ class PeerDriver:
         self._stopped = True
         self._events.clear()
         self._alarm.cancel()
-        for future in self._removals.values():
-            future.cancel()
+        for removal in self._removals.values():
+            removal.cancel()
+        for counted in self._counts.values():
+            counted.cancel()
 
     # ------------------------------------------------------------ store
 
@@ -216,8 +220,7 @@ class PeerDriver:
 
     async def remove(self, task_id: TaskId) -> fx.RemoveEnded:
         """Withdraws and deletes a task, if nobody uses it."""
-        self._next_removal -= 1
-        request_id = RequestId(self._next_removal)
+        request_id = self._own_request_id()
         future: asyncio.Future[fx.RemoveEnded] = asyncio.get_running_loop().create_future()
         self._removals[request_id] = future
         self.post(ev.Remove(now_ns=self._clock.now_ns(), request_id=request_id, task_id=task_id))
@@ -227,6 +230,11 @@ class PeerDriver:
         future = self._removals.pop(effect.request_id, None)
         if future is not None and not future.done():
             future.set_result(effect)
+
+    def _own_request_id(self) -> RequestId:
+        """Below zero: those that the core makes are above."""
+        self._last_own_request -= 1
+        return RequestId(self._last_own_request)
 
     def _seal_task(self, effect: fx.SealTask) -> None:
         self._supervisor.spawn(self._sealing(effect), "seal task")
@@ -255,6 +263,22 @@ class PeerDriver:
             if error.reason is not Reason.UNKNOWN_TASK:
                 self._log.error("a task could not be removed", detail=error.detail)
         self.post(ev.TaskRemoved(now_ns=self._clock.now_ns(), task_id=effect.task_id))
+
+    # ------------------------------------------------------------ questions to the scheduler
+
+    async def count_holders(self, task_ids: tuple[TaskId, ...]) -> fx.HoldersCounted:
+        """How many hosts hold these tasks, or why that is not known. The core bounds the wait."""
+        request_id = self._own_request_id()
+        future: asyncio.Future[fx.HoldersCounted] = asyncio.get_running_loop().create_future()
+        self._counts[request_id] = future
+        now_ns = self._clock.now_ns()
+        self.post(ev.CountHolders(now_ns=now_ns, request_id=request_id, task_ids=task_ids))
+        return await future
+
+    def _holders_counted(self, effect: fx.HoldersCounted) -> None:
+        future = self._counts.pop(effect.request_id, None)
+        if future is not None and not future.done():
+            future.set_result(effect)
 
     # ------------------------------------------------------------ people
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from peer.core import events as ev
 from peer.core.engine import PeerEngine
+from peer.core.limits import PeerLimits
 from peer.shell.addresses import addresses_to_tell, ips_to_tell
 from peer.shell.buffers import BufferPool
 from peer.shell.downloads import LocalDownloads
@@ -38,7 +39,7 @@ from shoal.runtime.tasks import Offload, Supervisor
 from shoal.runtime.turns import Turns
 from shoal.wire.control import Address, HostInfo
 from shoal.wire.ids import ConnectionId, HostId
-from shoal.wire.limits import MIB, PeerLimits
+from shoal.wire.limits import MIB
 
 FLUSH_INTERVAL_S: Final = 0.2
 """How often finished pieces are journalled: what a killed daemon may have to fetch again."""

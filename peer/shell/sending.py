@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import Final
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.store.content import ContentStore
 from peer.shell.store.errors import StoreError
 from shoal.runtime.tasks import Offload

@@ -13,7 +13,6 @@ from pathlib import Path
 from peer.shell.api_events import follow_as_asked
 from peer.shell.api_types import (
     Download,
-    DownloadError,
     DownloadRequest,
     Failed,
     OnEvent,
@@ -21,11 +20,12 @@ from peer.shell.api_types import (
     RightNeeded,
     WriteChunk,
 )
-from peer.shell.daemon import software_version
+from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.errors import StoreError
+from shoal.runtime.version import software_version
 from shoal.wire.ids import HostId
 
 

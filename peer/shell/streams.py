@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from peer.core import events as ev
-from peer.shell.api_types import DownloadError, DownloadEvent, DownloadRequest, Failed
+from peer.shell.api_types import DownloadEvent, DownloadRequest, Failed
+from peer.shell.errors import DownloadError
 from peer.shell.rights import Renewer
 from peer.shell.sending import FileSender
 from peer.shell.store.content import ContentStore

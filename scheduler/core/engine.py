@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler.core import events as ev
+from scheduler.core.counting import HolderCounter
 from scheduler.core.effects import AnyEffect, Noted
 from scheduler.core.graph import graphs_of
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.membership import Membership
 from scheduler.core.origin_lease import LeaseOffice
 from scheduler.core.sources import SourceBook
@@ -21,7 +23,6 @@ from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry, choose_geometry
 from shoal.wire.ids import Dice, HostId, SourceId, TaskId
-from shoal.wire.limits import SchedulerLimits
 
 REFUSED_RETRY_MS = 5_000
 BLAMES_MAX = 3
@@ -79,6 +80,7 @@ class SchedulerEngine:
             on_leave=self._leave,
             on_idle=self._forget_if_idle,
         )
+        self._counter = HolderCounter(self.state)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ev.HostConnected: self._membership.connected,
             ev.HostDisconnected: self._membership.disconnected,
@@ -94,6 +96,7 @@ class SchedulerEngine:
             msg.Checked: self._checked,
             msg.Withdrawn: self._withdrawn,
             msg.DigestList: self._digest_list,
+            msg.HoldersWanted: self._counter.wanted,
         }
 
     def handle(self, event: ev.AnyEvent) -> list[AnyEffect]:

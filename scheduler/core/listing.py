@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire.control import Parent
 from shoal.wire.ids import HostId
-from shoal.wire.limits import DIRECTORY_HOSTS_MAX, SchedulerLimits
+from shoal.wire.limits import DIRECTORY_HOSTS_MAX
 
 
 @dataclass(slots=True)

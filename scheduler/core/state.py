@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from scheduler.core.effects import AnyEffect, SendToHost
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire.control import Address, HostInfo, Member, Parent, SchedulerMessage, TaskDescriptor
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, Dice, HostId, LeaseNumber, SourceId, TaskId
-from shoal.wire.limits import MIB, SchedulerLimits
+from shoal.wire.limits import MIB
 from shoal.wire.wakeups import WakeUps
 
 LEASE_WINDOW_START_BYTES = 1 * MIB
@@ -38,6 +39,9 @@ class Host:
     lease_ended_ns: int = 0
     report_interval_ns: int = 0
     """What it was told last."""
+    asked_since_ns: int = 0
+    asked_tasks: int = 0
+    """Tasks that it asked about since then: for the holders of so many."""
     as_parent: Parent = field(init=False)
     """What others are told of it: one object, so that it is serialised once."""
 

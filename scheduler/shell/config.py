@@ -5,11 +5,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from scheduler.core.limits import SchedulerLimits
 from shoal.runtime.config import option, section
 from shoal.runtime.config_values import Duration, Endpoint
 from shoal.runtime.sections import LogSection, TlsSection, check_listen
 from shoal.wire.errors import UsageError
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 
 _LIMITS = SchedulerLimits()
 """The core's own defaults, so that each is written down in one place."""

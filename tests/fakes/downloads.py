@@ -13,7 +13,6 @@ from typing import Any
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
@@ -22,8 +21,11 @@ from peer.shell.api_types import (
     Ready,
     Resolved,
     RightNeeded,
+    SwarmContent,
+    SwarmCounts,
     TaskSummary,
 )
+from peer.shell.errors import DownloadError
 from shoal.wire.errors import Reason
 from tests.fakes.answers import digest_of
 
@@ -156,6 +158,12 @@ class FakeDownloads:
     """How many times a renewable download asks for a fresh right."""
     renewals: list[str | None] = field(default_factory=list)
 
+    swarm_refusal: DownloadError | None = None
+    """Why it is not known what the swarm holds."""
+    swarm_contents: dict[str, SwarmContent] = field(default_factory=dict)
+    """What it holds, by digest; nothing of others."""
+    swarm_asked: list[tuple[str, ...]] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         self.gate.set()
 
@@ -205,6 +213,22 @@ class FakeDownloads:
                 digest=digest_of(content),
             )
             for url, content in self.contents.items()
+        )
+
+    async def swarm(self, digests: tuple[str, ...]) -> SwarmCounts:
+        """As it was told."""
+        self.swarm_asked.append(digests)
+        if self.swarm_refusal is not None:
+            raise self.swarm_refusal
+        contents = tuple(
+            self.swarm_contents.get(digest)
+            or SwarmContent(digest=digest, hosts=0, whole_hosts=0, covered_bytes=0, size_bytes=None)
+            for digest in digests
+        )
+        return SwarmCounts(
+            hosts=max(content.hosts for content in contents),
+            whole_hosts=min(content.whole_hosts for content in contents),
+            contents=contents,
         )
 
     async def remove(self, task_id: str) -> None:

@@ -13,10 +13,10 @@ from peer.shell.store.space import SpaceLimits
 from shoal.runtime.files import Files
 from shoal.wire import bitfield
 from shoal.wire.control import TaskDescriptor
-from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import LeaseNumber, SourceId, TaskId
+from shoal.wire.piece_digest import piece_digest
 
 PIECE_BYTES = 1024
 

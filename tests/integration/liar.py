@@ -17,9 +17,9 @@ from peer.cli import main
 from peer.core.effects import ServePiece
 from peer.shell import node
 from peer.shell.transfer.parent_side import PiecePort
-from shoal.wire.digest import PIECE_ALGORITHMS, piece_digest
 from shoal.wire.ids import TaskId
 from shoal.wire.limits import MIB
+from shoal.wire.piece_digest import PIECE_ALGORITHMS, piece_digest
 
 CONTENT_BYTES_MAX: Final = 1024 * MIB
 """Longest content that it can lie about."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from peer.shell.origin.http import HttpOptions, HttpOrigin
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest

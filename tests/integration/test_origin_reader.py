@@ -15,9 +15,9 @@ from peer.shell.store.errors import StoreError
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.rates import RateLimiter
 from shoal.runtime.tasks import Offload
-from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.ids import LeaseNumber, RequestId, SourceId
+from shoal.wire.piece_digest import piece_digest
 from tests.integration.origin_rig import CREDENTIAL, SOURCE, read_effect, rig
 from tests.integration.origin_server import Failure, OriginServer, Resource
 

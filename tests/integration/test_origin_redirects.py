@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import Reason

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from peer.shell.origin.base import OriginError, OriginStat
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import OriginStat
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import Reason
 from tests.integration.origin_rig import http_origin, read_range

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import Reason

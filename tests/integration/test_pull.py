@@ -22,7 +22,7 @@ import trustme
 import zstandard
 
 from benchmarks.real.site import wait_connected
-from peer.cli.demo_processes import Processes
+from peer.cli.demo_processes import Processes, Started
 from tests.fakes.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -381,26 +381,84 @@ def test_a_right_that_runs_out_is_renewed_while_the_download_goes_on(
     check_read_once(registry, digests)
 
 
+def swarm_in(directory: Path, processes: Processes) -> tuple[Started, list[str]]:
+    """A scheduler, and the sockets of the daemons `a` and `b` that are connected to it."""
+    scheduler = processes.start(
+        "scheduler", "peer.cli.main", "scheduler", "--listen", "127.0.0.1:0", "--status", "",
+        "--ready-file",
+    )  # fmt: skip
+    address = scheduler.facts()["address"]
+    started = [
+        processes.start(
+            name, "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
+            "--store-root", str(directory / f"{name}.store"), "--host-id", name,
+            "--socket", str(directory / f"{name}.sock"), "--scheduler", address,
+            "--ready-file",
+        )
+        for name in ("a", "b")
+    ]  # fmt: skip
+    sockets = [str(each.facts()["socket"]) for each in started]
+    for name, socket in zip("ab", sockets, strict=True):
+        wait_connected(name, Path(socket))
+    return scheduler, sockets
+
+
+def inspected(registry: Registry, tmp_path: Path, socket: str) -> dict[str, Any]:
+    """What `shoal inspect` tells scripts through a daemon."""
+    told = shoal(
+        "inspect", registry.reference, "--plain-http", "--json", "-e", socket,
+        env=environment(tmp_path),
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr.decode()
+    facts: dict[str, Any] = json.loads(told.stdout)
+    return facts
+
+
+@pytest.mark.timeout(120)
+def test_before_a_roll_out_a_node_tells_where_a_model_is(
+    tmp_path: Path, registry: Registry
+) -> None:
+    layers = [
+        registry.layer(
+            Random(seed).randbytes(1 << 20), f"{KIND}raw", org_cncf_model_filepath=f"{seed}.bin"
+        )
+        for seed in range(3)
+    ]
+    publish(registry, layers)
+    nothing = {"hosts": 0, "whole_hosts": 0, "covered_bytes": 0}
+    with Processes(tmp_path) as processes:
+        scheduler, (a, b) = swarm_in(tmp_path, processes)
+        seen = inspected(registry, tmp_path, b)
+        assert (seen["held_bytes"], seen["swarm"]) == (0, nothing)
+        done = pull(registry, tmp_path, "-e", a, "--include", "1.bin")
+        assert done.returncode == 0, done.stderr.decode()
+        seen = inspected(registry, tmp_path, b)
+        one = {"hosts": 1, "whole_hosts": 1, "covered_bytes": 1 << 20}
+        assert [layer["swarm"] for layer in seen["layers"]] == [nothing, one, nothing]
+        assert (seen["held_bytes"], seen["swarm"]) == (0, {**one, "whole_hosts": 0})
+        done = pull(registry, tmp_path / "more", "-e", b)
+        assert done.returncode == 0, done.stderr.decode()
+        seen = inspected(registry, tmp_path, a)
+        assert seen["held_bytes"] == 1 << 20
+        assert seen["swarm"] == {"hosts": 2, "whole_hosts": 1, "covered_bytes": 3 << 20}
+        assert [layer["swarm"]["hosts"] for layer in seen["layers"]] == [1, 2, 1]
+        people = shoal(
+            "inspect", registry.reference, "--plain-http", "-e", a, env=environment(tmp_path)
+        ).stdout.decode()
+        assert "this node        33 % (1.0 MiB)\n" in people
+        assert "swarm            100 % on 2 hosts (1 whole)\n" in people
+        scheduler.process.terminate()
+        scheduler.process.wait(20)
+        seen = inspected(registry, tmp_path, a)
+    assert (seen["held_bytes"], seen["swarm"]) == (1 << 20, None)
+    assert seen["swarm_unknown"]["reason"] == "no-scheduler"
+
+
 @pytest.mark.timeout(180)  # Seven processes and tokens of two seconds, on whatever machine.
 def test_a_swarm_stays_one_while_its_rights_run_out(tmp_path: Path, registry: Registry) -> None:
     digests = slow_model(registry)
     with Processes(tmp_path) as processes:
-        scheduler = processes.start(
-            "scheduler", "peer.cli.main", "scheduler", "--listen", "127.0.0.1:0", "--status", "",
-            "--ready-file",
-        ).facts()  # fmt: skip
-        started = [
-            processes.start(
-                name, "peer.cli.main", "peer", "--status", "", "--listen", "127.0.0.1:0",
-                "--store-root", str(tmp_path / f"{name}.store"), "--host-id", name,
-                "--socket", str(tmp_path / f"{name}.sock"), "--scheduler", scheduler["address"],
-                "--ready-file",
-            )
-            for name in ("a", "b")
-        ]  # fmt: skip
-        sockets = [each.facts()["socket"] for each in started]
-        for name, socket in zip("ab", sockets, strict=True):
-            wait_connected(name, Path(socket))
+        _, sockets = swarm_in(tmp_path, processes)
         running = [
             subprocess.Popen(
                 [

@@ -30,9 +30,9 @@ from shoal.runtime.tasks import InlineOffload, Supervisor
 from shoal.runtime.turns import Turns
 from shoal.wire import frames
 from shoal.wire.control import Address
-from shoal.wire.digest import piece_digest
 from shoal.wire.ids import ConnectionId, HostId, LeaseNumber, RequestId, TaskId
 from shoal.wire.limits import KIB, MIB
+from shoal.wire.piece_digest import piece_digest
 
 WAIT_S = 10.0
 CERTIFICATES = Path(__file__).parents[1] / "unit" / "runtime" / "certificates"

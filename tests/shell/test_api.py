@@ -15,7 +15,8 @@ import pytest
 import uvloop
 
 from peer.shell.api import LocalApi
-from peer.shell.api_types import DownloadError, Failed, Progress
+from peer.shell.api_types import Failed, Progress, SwarmContent
+from peer.shell.errors import DownloadError
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.tasks import InlineOffload
 from shoal.wire.control import Demand
@@ -384,6 +385,61 @@ async def test_tasks_are_listed_and_removed(rig: Rig) -> None:
 async def test_status(rig: Rig) -> None:
     async with rig.client.get("/v1/status") as response:
         assert (await response.json())["host_id"] == "fake"
+
+
+# ---------------------------------------------------------------- the swarm
+
+ONE, TWO = ("sha256:" + digits * 32 for digits in ("ab", "cd"))
+
+
+async def test_what_the_swarm_holds_is_told_in_numbers(rig: Rig) -> None:
+    rig.downloads.swarm_contents[TWO] = SwarmContent(
+        digest=TWO, hosts=37, whole_hosts=12, covered_bytes=1000, size_bytes=1000
+    )
+    # Anybody who may connect: like what is held here.
+    rig.uid = STRANGER_UID
+    asked = {"digests": [ONE, TWO, ONE.upper().replace("SHA", "sha")]}
+    async with rig.client.post("/v1/swarm", json=asked) as response:
+        assert response.status == 200, await response.text()
+        told = await response.json()
+    nothing = {"hosts": 0, "whole_hosts": 0, "covered_bytes": 0, "size": None}
+    assert told == {
+        "hosts": 37,
+        "whole_hosts": 0,
+        "contents": [
+            {"digest": ONE, **nothing},
+            {"digest": TWO, "hosts": 37, "whole_hosts": 12, "covered_bytes": 1000, "size": 1000},
+        ],
+    }
+    assert rig.downloads.swarm_asked == [(ONE, TWO)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [(Reason.NO_SCHEDULER, 503), (Reason.OVERLOADED, 503), (Reason.TIMEOUT, 504)],
+)
+async def test_what_nobody_knows_has_a_reason(rig: Rig, reason: Reason, status: int) -> None:
+    rig.downloads.swarm_refusal = DownloadError(reason, "why")
+    told = await rig.error("POST", "/v1/swarm", json={"digests": [ONE]})
+    assert told == (status, str(reason), "why")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {},
+        {"digests": []},
+        {"digests": [7]},
+        {"digests": ["md5:00"]},
+        {"digests": ONE},
+        {"digests": [ONE], "urls": []},
+        {"digests": [ONE] * 10_001},
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_refused(rig: Rig, body: object) -> None:
+    assert (await rig.error("POST", "/v1/swarm", json=body))[:2] == (400, "usage")
+    assert not rig.downloads.swarm_asked
 
 
 # ---------------------------------------------------------------- streams

@@ -11,9 +11,9 @@ from peer.core import events as peer_events
 from peer.shell.node import NodeOptions, PeerNode
 from scheduler.core import events as scheduler_events
 from scheduler.core.engine import SchedulerEngine
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import control as msg
 from shoal.wire.ids import HostId
-from shoal.wire.limits import SchedulerLimits
 
 
 def kinds(union: Any) -> set[type[Any]]:

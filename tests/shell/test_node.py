@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -14,17 +15,19 @@ from aiohttp import web
 from peer.shell.api_types import (
     Delivered,
     Done,
-    DownloadError,
     DownloadEvent,
     DownloadRequest,
     Failed,
     WantedUrl,
 )
+from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import Endpoint
-from shoal.wire.control import Address
+from shoal.runtime.control_codec import decode_host_batch
+from shoal.v1 import control_pb2 as pb
+from shoal.wire.control import Address, HostMessage
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.ids import HostId
 from shoal.wire.limits import KIB, MIB
@@ -241,6 +244,75 @@ async def test_shutting_down_within_a_download_is_quick(tmp_path: Path, origin: 
         await node.close()
         assert time.monotonic() - began < 2.0
     assert not (tmp_path / "a").exists()
+
+
+# ---------------------------------------------------------------- what the swarm holds
+
+
+async def test_a_node_tells_what_the_swarm_holds(
+    tmp_path: Path, origin: Origin, scheduler: str
+) -> None:
+    async with (
+        node_of(tmp_path, "one", scheduler) as one,
+        node_of(tmp_path, "two", scheduler) as two,
+        asyncio.timeout(WAIT_S),
+    ):
+        await outcome(one, replace(asking(origin.url), piece_length_bytes=None))
+        # What one has told and what two asks come on streams of their own.
+        while True:
+            told = await two.downloads.swarm((SHA256, WRONG))
+            if told.contents[0].whole_hosts:
+                break
+            await asyncio.sleep(0.01)
+    held, nothing = told.contents
+    assert (held.digest, held.hosts, held.covered_bytes) == (SHA256, 1, len(CONTENT))
+    assert held.size_bytes == len(CONTENT)
+    assert (nothing.digest, nothing.hosts, nothing.covered_bytes) == (WRONG, 0, 0)
+    assert (told.hosts, told.whole_hosts) == (1, 0)
+
+
+async def test_more_than_one_question_is_not_counted_together(
+    tmp_path: Path, scheduler: str
+) -> None:
+    digests = tuple(f"sha256:{number:064x}" for number in range(1025))
+    async with node_of(tmp_path, "one", scheduler) as node, asyncio.timeout(WAIT_S):
+        told = await node.downloads.swarm(digests)
+    assert tuple(content.digest for content in told.contents) == digests
+    assert (told.hosts, told.whole_hosts) == (None, None)
+
+
+async def why_unknown(node: PeerNode) -> Reason:
+    """Why a node cannot tell what the swarm holds."""
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(DownloadError) as raised:
+            await node.downloads.swarm((SHA256,))
+    return raised.value.reason
+
+
+async def test_a_node_without_a_scheduler_knows_nothing_of_a_swarm(tmp_path: Path) -> None:
+    async with node_of(tmp_path, "one") as node:
+        assert await why_unknown(node) is Reason.NO_SCHEDULER
+
+
+@pytest.mark.slow
+async def test_a_scheduler_of_an_older_version_reads_over_the_question(
+    tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_as_before(
+        batch: pb.HostBatch, unknown: Callable[[], None] | None = None
+    ) -> tuple[HostMessage, ...]:
+        for message in batch.messages:
+            if message.WhichOneof("kind") == "holders_wanted":
+                # What it is to a reader who does not know the field.
+                message.ClearField("holders_wanted")
+        return decode_host_batch(batch, unknown)
+
+    monkeypatch.setattr("scheduler.shell.server.decode_host_batch", read_as_before)
+    async with node_of(tmp_path, "one", scheduler) as node:
+        began_s = time.monotonic()
+        assert await why_unknown(node) is Reason.TIMEOUT
+        assert time.monotonic() - began_s < 5.0
+        assert node.driver.engine.state.scheduled, "the stream goes on"
 
 
 # ---------------------------------------------------------------- addresses

@@ -9,10 +9,10 @@ import pytest
 from peer.core import effects as fx
 from peer.core import events as ev
 from peer.shell.store.errors import StoreError
-from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId
 from shoal.wire.limits import KIB, MIB
+from shoal.wire.piece_digest import piece_digest
 from tests.shell.pieces_rig import PIECE_BYTES, TASK, Rig, with_rig
 
 

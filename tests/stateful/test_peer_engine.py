@@ -15,10 +15,11 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.state import LinkPhase, TaskPhase
-from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, DownloadId, HostId, LeaseNumber
+from shoal.wire.proof import swarm_proof
 from tests.stateful.peer_plans import HOSTS, MASKS, PIECES, PlanRules
+from tests.stateful.peer_questions import QuestionRules
 from tests.unit.peer.core_rig import (
     COLLECTION,
     DIGEST,
@@ -52,7 +53,7 @@ FETCH_FAILURES = [
 READ_FAILURES = [Reason.ORIGIN_BUSY, Reason.ORIGIN_FAILED, Reason.ORIGIN_CHANGED, Reason.CANCELLED]
 
 
-class PeerMachine(PlanRules):
+class PeerMachine(PlanRules, QuestionRules):
     """One engine against a world that does what it likes within the shell's contract."""
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class PeerMachine(PlanRules):
         self.epoch = 1
         self.session = 0
         self.numbers = 1
+        self.questions, self.asked = set(), []
         self.wanted: set[int] = set()
         self.ended: set[int] = set()
         self.child_up = False
@@ -111,15 +113,21 @@ class PeerMachine(PlanRules):
                     self.seals += 1
                 case fx.RemoveTask():
                     self.removals += 1
-                case fx.DownloadEnded():
-                    assert effect.download_id not in self.ended, "S4: a download ended twice"
-                    assert effect.reason is not None or self.sealed, "success without a seal"
-                    self.ended.add(effect.download_id)
+                case fx.DownloadEnded() | fx.HoldersCounted():
+                    self.tell_client(effect)
                 case fx.FetchPiece() | fx.ReadOrigin() | fx.StatOrigin():
                     self.remember_request(effect)
                 case _:
                     self.carry_out_connection(effect)
                     self.check_child(effect)
+
+    def tell_client(self, effect: fx.DownloadEnded | fx.HoldersCounted) -> None:
+        if isinstance(effect, fx.HoldersCounted):
+            self.question_ended(effect)
+            return
+        assert effect.download_id not in self.ended, "S4: a download ended twice"
+        assert effect.reason is not None or self.sealed, "success without a seal"
+        self.ended.add(effect.download_id)
 
     def remember_request(self, effect: fx.AnyEffect) -> None:
         match effect:

@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.core import events as ev
+from scheduler.core.limits import SchedulerLimits
+from shoal.runtime.control_codec import decode_scheduler_batch, encode_scheduler_batch
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, LeaseNumber
-from shoal.wire.limits import SECOND_NS, SchedulerLimits
+from shoal.wire.limits import SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_SOURCE,
     DIGEST_TASK,
@@ -287,6 +289,14 @@ class Swarm(RuleBasedStateMachine):
             name,
             msg.DigestList(task_id=DIGEST_TASK, epoch=1, first_piece=first, digests=digests),
         )
+
+    @rule(name=HOSTS)
+    def count_holders(self, name: str) -> None:
+        tasks = (*sorted(self.rig.engine.state.tasks), DIGEST_TASK)
+        self._send(name, msg.HoldersWanted(number=1, task_ids=tasks))
+        answers = self.rig.got(name, msg.HolderCounts) if name in self.rig.sessions else []
+        # Whoever reads them closes a stream on which they make no sense.
+        assert decode_scheduler_batch(encode_scheduler_batch(answers)) == tuple(answers)
 
     # ------------------------------------------------------------ time
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from shoal.wire.errors import Reason
 
 VERSION_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}

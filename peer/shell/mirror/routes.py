@@ -13,8 +13,8 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from peer.shell.api_types import DownloadError
 from peer.shell.content_answer import answer_content
+from peer.shell.errors import DownloadError
 from peer.shell.mirror.answers import VERSION_HEADERS, blob_headers, head, refusal, refusal_of
 from peer.shell.mirror.bodies import hand_back
 from peer.shell.mirror.grants import Grants

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from aiohttp import web
 from multidict import CIMultiDict
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError, OriginError
 from peer.shell.mirror.answers import blob_headers, head, refusal, refusal_of
 from peer.shell.mirror.grants import Grants
 from peer.shell.mirror.paths import Asked
 from peer.shell.mirror.relay import Relay, UpstreamFailedError, told_headers, without_range
 from peer.shell.mirror.upstreams import Upstream
-from peer.shell.origin.base import OriginError, OriginStat
+from peer.shell.origin.base import OriginStat
 from peer.shell.origin.request import OriginRequest
 from shoal.wire.errors import TRANSIENT_ORIGIN
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.manifest import MODEL_PREFIXES, Descriptor, Manifest
 from peer.shell.oci.paths import Patterns, safe_path
 from shoal.wire.errors import Reason

@@ -7,12 +7,12 @@ for the disk is decided in `peer.shell.oci.layers`.
 
 import hashlib
 import json
-import platform as this_machine
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
+from peer.shell.oci.platforms import own_platform
 from peer.shell.oci.reference import digest_of
 from shoal.wire.errors import Reason, UsageError
 from shoal.wire.limits import COLLECTION_TASKS_MAX
@@ -36,8 +36,6 @@ ACCEPTED: Final = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST)
 
 MODEL_PREFIXES: Final = ("application/vnd.cncf.model.", "application/vnd.cnai.model.")
 """ModelPack's media types, and those from before it was the CNCF's."""
-
-MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +135,6 @@ def json_object(body: bytes, what: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise DownloadError(Reason.ORIGIN_INVALID, f"{what} from the registry is no JSON object")
     return fields
-
-
-def own_platform() -> str:
-    """This machine's, as registries write it."""
-    machine = this_machine.machine().lower()
-    return f"linux/{MACHINES.get(machine, machine)}"
-
-
-def parse_platform(text: str) -> str:
-    """`os/architecture[/variant]` in its usual form. Raises UsageError."""
-    parts = text.lower().split("/")
-    if not 2 <= len(parts) <= 3 or not all(part.replace("_", "").isalnum() for part in parts):
-        raise UsageError(f"platform {text[:80]!r}: write it as linux/amd64 or linux/arm64/v8")
-    parts[1] = MACHINES.get(parts[1], parts[1])
-    return "/".join(parts)
 
 
 def choose(index: Index, platform: str | None) -> Descriptor:

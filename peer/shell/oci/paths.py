@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from shoal.wire.errors import Reason, UsageError
 
 PATH_CHARACTERS_MAX: Final = 4096

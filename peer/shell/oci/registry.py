@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.challenge import Challenge, best_challenge, parse_challenges
 from peer.shell.oci.credentials import Credential
 from peer.shell.oci.manifest import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.challenge import Challenge
 from peer.shell.oci.credentials import Credential
 from peer.shell.oci.manifest import json_object

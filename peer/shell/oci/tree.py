@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.paths import STATE_NAME
 from shoal.wire.errors import Reason, UsageError
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Final, cast
 
 import zstandard
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.layers import MTIME_S_MAX, Layer, Packing
 from peer.shell.oci.paths import Patterns, safe_link, safe_path
 from peer.shell.oci.pull_state import PullState, key_of

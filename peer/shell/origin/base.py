@@ -11,20 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from peer.shell.errors import OriginError
 from peer.shell.origin.request import OriginRequest
-from shoal.wire.errors import Reason, ShoalError
-
-
-class OriginError(ShoalError):
-    """An origin did not give what was asked. `detail` is fit for logs and other hosts: it names a
-    host at most, never a path, a query or a header. `retry_after_ms` is what the origin asked
-    for, 0 if it did not."""
-
-    def __init__(self, reason: Reason, detail: str, retry_after_ms: int = 0) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-        self.retry_after_ms = retry_after_ms
+from shoal.wire.errors import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from peer.shell.origin.base import OriginBody, OriginError, OriginStat
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import OriginBody, OriginStat
 from peer.shell.origin.http_answer import Answer, check_same, read_answer
 from peer.shell.origin.http_body import HttpBody
 from peer.shell.origin.http_errors import RAISED, translate

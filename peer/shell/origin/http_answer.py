@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from shoal.wire.errors import Reason
 from shoal.wire.limits import VALIDATOR_CHARACTERS_MAX
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import aiohttp
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from peer.shell.origin.http_answer import Answer
 from peer.shell.origin.http_errors import RAISED
 from shoal.wire.errors import Reason

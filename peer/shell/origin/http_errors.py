@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 
-from peer.shell.origin.base import OriginError
+from peer.shell.errors import OriginError
 from shoal.wire.errors import Reason
 
 RAISED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)

@@ -13,13 +13,14 @@ from typing import Final, Protocol
 
 from peer.core.effects import ReadOrigin
 from peer.core.events import PieceRecord
-from peer.shell.origin.base import OriginBody, OriginError
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import OriginBody
 from shoal.runtime.tasks import Offload
 from shoal.runtime.turns import Turns
-from shoal.wire.digest import piece_digest
 from shoal.wire.errors import Reason
 from shoal.wire.ids import TaskId
 from shoal.wire.limits import KIB
+from shoal.wire.piece_digest import piece_digest
 
 PIECES_STORING_MAX: Final = 2
 """Two hide the disk's and the hash's latency; more would only hold memory."""

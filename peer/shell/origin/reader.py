@@ -13,7 +13,8 @@ from typing import Final, Protocol, TypeVar
 
 from peer.core.effects import CancelOrigin, ReadOrigin, StatOrigin
 from peer.core.events import AnyEvent, OriginPieceStored, OriginReadEnded, StatEnded
-from peer.shell.origin.base import OriginError, Origins, OriginStat
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import Origins, OriginStat
 from peer.shell.origin.pieces import Buffers, PieceRun, PieceSink, end_of
 from peer.shell.origin.request import OriginRequest
 from peer.shell.store.errors import StoreError

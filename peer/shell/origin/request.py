@@ -14,7 +14,8 @@ from peer.shell.origin.places import PlaceRules
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OriginRequest:
-    """One thing to ask an origin for. Made by `peer.shell.urls.origin_request`, which checks it.
+    """One thing to ask an origin for. Made by `peer.shell.wanted_urls.origin_request`, which checks
+    it.
 
     `headers` are the user's own, in order; all of them count as credentials when a redirect leads
     to another host. `ca_file` names PEM certificates trusted beside the system's own, `authorities`

@@ -13,8 +13,9 @@ from typing import Final
 from aiohttp import web
 
 from peer.shell.api_routes import TASK_ID_HEADER
-from peer.shell.api_types import DownloadError, DownloadRequest, WantedUrl
+from peer.shell.api_types import DownloadRequest, WantedUrl
 from peer.shell.content_answer import answer_content
+from peer.shell.errors import DownloadError
 from peer.shell.mirror.pulls import Collection
 from peer.shell.origin.places import PlaceRules
 from peer.shell.proxy.headers import credential_headers

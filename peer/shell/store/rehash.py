@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from shoal.runtime.files import Files
-from shoal.wire.digest import piece_digest
 from shoal.wire.limits import MIB
+from shoal.wire.piece_digest import piece_digest
 
 CHUNK_BYTES: Final = 64 * MIB
 """Re-hashed by one thread at a time: long enough to read ahead, short enough to share out."""

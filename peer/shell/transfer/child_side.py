@@ -37,9 +37,10 @@ from shoal.runtime.tls import common_name
 from shoal.runtime.turns import Turns
 from shoal.wire import frames
 from shoal.wire.control import Address
-from shoal.wire.digest import piece_digest, swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, LeaseNumber, RequestId, TaskId
+from shoal.wire.piece_digest import piece_digest
+from shoal.wire.proof import swarm_proof
 
 CONNECT_TIMEOUT_S: Final = 3.0
 

@@ -13,7 +13,7 @@ from typing import Final
 from shoal.v1 import control_pb2 as pb
 from shoal.wire import bitfield
 from shoal.wire.control import Address, Parent, TaskDescriptor
-from shoal.wire.digest import PIECE_ALGORITHMS, parse_digest
+from shoal.wire.digest import parse_digest
 from shoal.wire.errors import ProtocolError, Reason, UsageError
 from shoal.wire.geometry import Geometry, check_piece_length
 from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId, TaskId
@@ -25,6 +25,7 @@ from shoal.wire.limits import (
     TEXT_CHARACTERS_MAX,
     VALIDATOR_CHARACTERS_MAX,
 )
+from shoal.wire.piece_digest import PIECE_ALGORITHMS
 
 SIZE_BYTES_MAX: Final = (1 << 63) - 1
 """What a file offset can be."""

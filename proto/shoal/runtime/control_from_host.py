@@ -13,6 +13,7 @@ from shoal.wire.control import (
     Goodput,
     HeldLease,
     Hello,
+    HoldersWanted,
     Holding,
     HostInfo,
     HostMessage,
@@ -31,6 +32,7 @@ from shoal.wire.errors import ProtocolError, Reason, UsageError
 from shoal.wire.geometry import check_piece_length
 from shoal.wire.limits import (
     COLLECTION_TASKS_MAX,
+    HOLDER_TASKS_MAX,
     PIECES_PER_TASK_MAX,
     STATEMENTS_PER_MESSAGE_MAX,
 )
@@ -75,6 +77,9 @@ def encode_host_message(message: HostMessage) -> pb.HostMessage:
                 digests=message.digests,
             )
             return pb.HostMessage(digest_list=digest_list)
+        case HoldersWanted(number=number, task_ids=task_ids):
+            wanted = pb.HoldersWanted(number=number, task_ids=task_ids)
+            return pb.HostMessage(holders_wanted=wanted)
 
 
 def decode_host_message(message: pb.HostMessage) -> HostMessage | None:
@@ -113,6 +118,8 @@ def decode_host_message(message: pb.HostMessage) -> HostMessage | None:
             )
         case "digest_list":
             return _read_digest_list(message.digest_list)
+        case "holders_wanted":
+            return _read_holders_wanted(message.holders_wanted)
 
 
 # ---------------------------------------------------------------- hello
@@ -412,4 +419,14 @@ def _read_digest_list(message: pb.DigestList) -> DigestList:
         epoch=fields.epoch(message.epoch),
         first_piece=message.first_piece,
         digests=tuple(digest and fields.piece_digest(digest) for digest in message.digests),
+    )
+
+
+def _read_holders_wanted(message: pb.HoldersWanted) -> HoldersWanted:
+    fields.count(message.task_ids, HOLDER_TASKS_MAX, "tasks in a question")
+    if not message.task_ids:
+        raise ProtocolError("a question about no task")
+    return HoldersWanted(
+        number=message.number,
+        task_ids=tuple(fields.task_id(task_id) for task_id in message.task_ids),
     )

@@ -13,6 +13,7 @@ from shoal.wire.control import (
     DigestsWanted,
     Directory,
     EpochVoided,
+    HolderCounts,
     Lease,
     Leases,
     Parents,
@@ -23,10 +24,15 @@ from shoal.wire.control import (
     StatWanted,
     SwarmMap,
     SwarmToken,
+    TaskHolders,
     Welcome,
 )
 from shoal.wire.errors import ProtocolError, Reason
-from shoal.wire.limits import PIECES_PER_TASK_MAX, STATEMENTS_PER_MESSAGE_MAX
+from shoal.wire.limits import (
+    HOLDER_TASKS_MAX,
+    PIECES_PER_TASK_MAX,
+    STATEMENTS_PER_MESSAGE_MAX,
+)
 
 ENTRIES_MAX: Final = 100_000
 """Hosts or leases in one message: the size of a message bounds them earlier."""
@@ -42,16 +48,14 @@ def encode_scheduler_message(message: SchedulerMessage) -> pb.SchedulerMessage:
             return _session(message)
         case Described():
             return pb.SchedulerMessage(described=_described(message))
-        case StatWanted(source_id=source_id):
-            return pb.SchedulerMessage(stat_wanted=pb.StatWanted(source_id=source_id))
+        case StatWanted() | DigestsWanted():
+            return _wanted(message)
         case Parents():
             return pb.SchedulerMessage(parents=_parents(message))
         case Leases():
             return pb.SchedulerMessage(leases=_leases(message))
         case Digests():
             return pb.SchedulerMessage(digests=_digests(message))
-        case DigestsWanted(task_id=task_id):
-            return pb.SchedulerMessage(digests_wanted=pb.DigestsWanted(task_id=task_id))
         case Assigned() | Directory() | SwarmMap():
             return swarm.encode(message)
         case SwarmToken(task_id=task_id, token=token, ttl_ms=ttl_ms):
@@ -62,6 +66,8 @@ def encode_scheduler_message(message: SchedulerMessage) -> pb.SchedulerMessage:
         case EpochVoided(task_id=task_id, epoch=epoch, liars=liars):
             voided = pb.EpochVoided(task_id=task_id, epoch=epoch, liars=liars)
             return pb.SchedulerMessage(epoch_voided=voided)
+        case HolderCounts():
+            return pb.SchedulerMessage(holder_counts=_holder_counts(message))
         case Redirected(reason=reason, detail=detail, retry_after_ms=retry):
             redirected = pb.Redirected(reason=reason.value, detail=detail, retry_after_ms=retry)
             return pb.SchedulerMessage(redirected=redirected)
@@ -85,6 +91,12 @@ def _session(message: Welcome | ReportInterval) -> pb.SchedulerMessage:
         scheduler_id=message.scheduler_id, version=message.version, report_interval_ms=interval
     )
     return pb.SchedulerMessage(welcome=welcome)
+
+
+def _wanted(message: StatWanted | DigestsWanted) -> pb.SchedulerMessage:
+    if isinstance(message, StatWanted):
+        return pb.SchedulerMessage(stat_wanted=pb.StatWanted(source_id=message.source_id))
+    return pb.SchedulerMessage(digests_wanted=pb.DigestsWanted(task_id=message.task_id))
 
 
 def _described(message: Described) -> pb.Described:
@@ -127,6 +139,24 @@ def _digests(message: Digests) -> pb.Digests:
         entries=[
             pb.DigestEntry(piece=piece, digest=digest, lease_number=number)
             for piece, digest, number in message.entries
+        ],
+    )
+
+
+def _holder_counts(message: HolderCounts) -> pb.HolderCounts:
+    return pb.HolderCounts(
+        number=message.number,
+        hosts=message.hosts,
+        whole_hosts=message.whole_hosts,
+        tasks=[
+            pb.TaskHolders(
+                task_id=task.task_id,
+                hosts=task.hosts,
+                whole_hosts=task.whole_hosts,
+                covered_bytes=task.covered_bytes,
+                size_bytes=task.size_bytes,
+            )
+            for task in message.tasks
         ],
     )
 
@@ -235,6 +265,33 @@ def _read_epoch_voided(message: pb.EpochVoided) -> EpochVoided:
     )
 
 
+def _read_holder_counts(message: pb.HolderCounts) -> HolderCounts:
+    fields.count(message.tasks, HOLDER_TASKS_MAX, "tasks in an answer")
+    if message.whole_hosts > message.hosts:
+        raise ProtocolError("more hosts have all than have something")
+    return HolderCounts(
+        number=message.number,
+        hosts=message.hosts,
+        whole_hosts=message.whole_hosts,
+        tasks=tuple(_read_task_holders(task) for task in message.tasks),
+    )
+
+
+def _read_task_holders(task: pb.TaskHolders) -> TaskHolders:
+    size_bytes = fields.size_bytes(task.size_bytes) if task.HasField("size_bytes") else None
+    if task.whole_hosts > task.hosts:
+        raise ProtocolError("more hosts have all of a task than have something")
+    if size_bytes is not None and task.covered_bytes > size_bytes:
+        raise ProtocolError(f"{task.covered_bytes} of {size_bytes} bytes are covered")
+    return TaskHolders(
+        task_id=fields.task_id(task.task_id),
+        hosts=task.hosts,
+        whole_hosts=task.whole_hosts,
+        covered_bytes=fields.size_bytes(task.covered_bytes),
+        size_bytes=size_bytes,
+    )
+
+
 def _read_source_failed(message: pb.SourceFailed) -> SourceFailed:
     return SourceFailed(
         collection_id=fields.collection_id(message.collection_id),
@@ -267,5 +324,6 @@ _READERS: Final[dict[str, Callable[[Any], SchedulerMessage]]] = {
     "swarm_token": _read_swarm_token,
     "source_failed": _read_source_failed,
     "epoch_voided": _read_epoch_voided,
+    "holder_counts": _read_holder_counts,
     "redirected": _read_redirected,
 }

@@ -282,6 +282,7 @@ class HostMessage(_message.Message):
     CHECKED_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     DIGEST_LIST_FIELD_NUMBER: _builtins.int
+    HOLDERS_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -300,6 +301,8 @@ class HostMessage(_message.Message):
     def withdrawn(self) -> Global___Withdrawn: ...
     @_builtins.property
     def digest_list(self) -> Global___DigestList: ...
+    @_builtins.property
+    def holders_wanted(self) -> Global___HoldersWanted: ...
     def __init__(
         self,
         *,
@@ -312,12 +315,13 @@ class HostMessage(_message.Message):
         checked: Global___Checked | None = ...,
         withdrawn: Global___Withdrawn | None = ...,
         digest_list: Global___DigestList | None = ...,
+        holders_wanted: Global___HoldersWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "digest_list", b"digest_list", "hello", b"hello", "join", b"join", "kind", b"kind", "leave", b"leave", "report", b"report", "size_found", b"size_found", "stat_answer", b"stat_answer", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "digest_list", b"digest_list", "hello", b"hello", "holders_wanted", b"holders_wanted", "join", b"join", "kind", b"kind", "leave", b"leave", "report", b"report", "size_found", b"size_found", "stat_answer", b"stat_answer", "withdrawn", b"withdrawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "digest_list", b"digest_list", "hello", b"hello", "join", b"join", "kind", b"kind", "leave", b"leave", "report", b"report", "size_found", b"size_found", "stat_answer", b"stat_answer", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "digest_list", b"digest_list", "hello", b"hello", "holders_wanted", b"holders_wanted", "join", b"join", "kind", b"kind", "leave", b"leave", "report", b"report", "size_found", b"size_found", "stat_answer", b"stat_answer", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "join", "leave", "stat_answer", "report", "size_found", "checked", "withdrawn", "digest_list"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "join", "leave", "stat_answer", "report", "size_found", "checked", "withdrawn", "digest_list", "holders_wanted"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -774,6 +778,30 @@ class DigestList(_message.Message):
 Global___DigestList: _TypeAlias = DigestList  # noqa: Y015
 
 @_typing.final
+class HoldersWanted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TASK_IDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The host's own; the answer repeats it."""
+    @_builtins.property
+    def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        task_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "task_ids", b"task_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldersWanted: _TypeAlias = HoldersWanted  # noqa: Y015
+
+@_typing.final
 class SchedulerMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -792,6 +820,7 @@ class SchedulerMessage(_message.Message):
     ASSIGNED_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
     REPORT_INTERVAL_FIELD_NUMBER: _builtins.int
+    HOLDER_COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -822,6 +851,8 @@ class SchedulerMessage(_message.Message):
     def directory(self) -> Global___Directory: ...
     @_builtins.property
     def report_interval(self) -> Global___ReportInterval: ...
+    @_builtins.property
+    def holder_counts(self) -> Global___HolderCounts: ...
     def __init__(
         self,
         *,
@@ -840,12 +871,13 @@ class SchedulerMessage(_message.Message):
         assigned: Global___Assigned | None = ...,
         directory: Global___Directory | None = ...,
         report_interval: Global___ReportInterval | None = ...,
+        holder_counts: Global___HolderCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "holder_counts", b"holder_counts", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "described", b"described", "digests", b"digests", "digests_wanted", b"digests_wanted", "directory", b"directory", "epoch_voided", b"epoch_voided", "holder_counts", b"holder_counts", "kind", b"kind", "leases", b"leases", "parents", b"parents", "redirected", b"redirected", "report_interval", b"report_interval", "source_failed", b"source_failed", "stat_wanted", b"stat_wanted", "swarm_map", b"swarm_map", "swarm_token", b"swarm_token", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token", "assigned", "directory", "report_interval"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "described", "stat_wanted", "parents", "leases", "digests", "digests_wanted", "swarm_map", "source_failed", "epoch_voided", "redirected", "swarm_token", "assigned", "directory", "report_interval", "holder_counts"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1350,6 +1382,73 @@ class EpochVoided(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EpochVoided: _TypeAlias = EpochVoided  # noqa: Y015
+
+@_typing.final
+class TaskHolders(_message.Message):
+    """Numbers alone: never which hosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    WHOLE_HOSTS_FIELD_NUMBER: _builtins.int
+    COVERED_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    hosts: _builtins.int
+    whole_hosts: _builtins.int
+    covered_bytes: _builtins.int
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        hosts: _builtins.int = ...,
+        whole_hosts: _builtins.int = ...,
+        covered_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "covered_bytes", b"covered_bytes", "hosts", b"hosts", "size_bytes", b"size_bytes", "task_id", b"task_id", "whole_hosts", b"whole_hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___TaskHolders: _TypeAlias = TaskHolders  # noqa: Y015
+
+@_typing.final
+class HolderCounts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    WHOLE_HOSTS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    hosts: _builtins.int
+    """Of all tasks of the question together."""
+    whole_hosts: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskHolders]:
+        """One per task, in the order of the question."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        hosts: _builtins.int = ...,
+        whole_hosts: _builtins.int = ...,
+        tasks: _abc.Iterable[Global___TaskHolders] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "number", b"number", "tasks", b"tasks", "whole_hosts", b"whole_hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HolderCounts: _TypeAlias = HolderCounts  # noqa: Y015
 
 @_typing.final
 class Redirected(_message.Message):

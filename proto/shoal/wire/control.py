@@ -251,8 +251,26 @@ class DigestList:
     digests: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldersWanted:
+    """How much of these tasks does the swarm hold, and how many hosts (`HolderCounts`)?"""
+
+    number: int
+    """The host's own; the answer repeats it."""
+    task_ids: tuple[TaskId, ...]
+
+
 HostMessage = (
-    Hello | Join | Leave | StatAnswer | Report | SizeFound | Checked | Withdrawn | DigestList
+    Hello
+    | Join
+    | Leave
+    | StatAnswer
+    | Report
+    | SizeFound
+    | Checked
+    | Withdrawn
+    | DigestList
+    | HoldersWanted
 )
 
 
@@ -433,6 +451,34 @@ class EpochVoided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskHolders:
+    """What the swarm holds of a task: numbers alone, for whoever asks may have no right to it."""
+
+    task_id: TaskId
+    hosts: int
+    """That hold something of it."""
+    whole_hosts: int
+    """Of these, those that have it whole and checked."""
+    covered_bytes: int
+    """That some host holds."""
+    size_bytes: int | None
+    """None while the scheduler does not know it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HolderCounts:
+    """Answer to `HoldersWanted`."""
+
+    number: int
+    hosts: int
+    """That hold something of any of the tasks."""
+    whole_hosts: int
+    """That have all of the tasks whole."""
+    tasks: tuple[TaskHolders, ...]
+    """In the order of the question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Redirected:
     """This scheduler will not serve you; why, and when to come back."""
 
@@ -456,5 +502,6 @@ SchedulerMessage = (
     | SwarmMap
     | SourceFailed
     | EpochVoided
+    | HolderCounts
     | Redirected
 )

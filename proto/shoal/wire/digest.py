@@ -1,16 +1,11 @@
-"""Digests: parsing, comparing and computing them.
+"""Digests of whole contents, as users and registries name them (`sha256:…`): read and computed.
 
-Piece digests are short-lived and internal (xxh3-128 finds corruption, BLAKE3 also malice);
-content digests are what users and registries name (`sha256:…`). Raises `UsageError` for a digest
-that cannot be read.
+Raises `UsageError` for a digest that cannot be read.
 """
 
 import hashlib
-import hmac
 from dataclasses import dataclass
 from typing import Final, Protocol
-
-import xxhash
 
 from shoal.wire.errors import UsageError
 
@@ -31,11 +26,6 @@ class Hasher(Protocol):
 
 CONTENT_ALGORITHMS: Final = {"sha256": 32, "sha512": 64}
 """Algorithms of whole contents, with their length in bytes."""
-
-PIECE_ALGORITHMS: Final = {"xxh3-128": 16, "blake3": 32}
-"""Algorithms of pieces, with their length in bytes."""
-
-PROOF_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +61,3 @@ def content_hasher(algorithm: str) -> Hasher:
     if algorithm not in CONTENT_ALGORITHMS:
         raise UsageError(f"unknown digest algorithm {algorithm!r}")
     return hashlib.new(algorithm)
-
-
-def piece_digest(algorithm: str, data: Buffer) -> bytes:
-    """The digest of one piece's bytes. Releases the GIL for large data."""
-    if algorithm == "xxh3-128":
-        return xxhash.xxh3_128_digest(data)
-    if algorithm == "blake3":
-        return _blake3(data)
-    raise UsageError(f"unknown piece digest algorithm {algorithm!r}")
-
-
-def _blake3(data: Buffer) -> bytes:
-    try:
-        import blake3
-    except ImportError:
-        raise UsageError("piece_digest = blake3 needs the package: pip install blake3") from None
-    return bytes(blake3.blake3(data).digest())
-
-
-def swarm_proof(token: bytes, nonce: bytes, host_id: str, task_id: str) -> bytes:
-    """What a child shows to a piece port: HMAC-SHA256 of the port's nonce, the child and the task
-    under the collection's swarm token (RFC 2104). The token itself never crosses the wire."""
-    message = b"shoal-open\0" + nonce + b"\0" + host_id.encode() + b"\0" + task_id.encode()
-    return hmac.digest(token, message, "sha256")
-
-
-def same(left: bytes, right: bytes) -> bool:
-    """Compares secrets in constant time."""
-    return hmac.compare_digest(left, right)

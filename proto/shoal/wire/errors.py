@@ -57,6 +57,8 @@ class Reason(StrEnum):
     UNAUTHORIZED = "unauthorized"
     NO_SOURCE = "no-source"
     """Neither a peer nor the origin can give what is missing."""
+    NO_SCHEDULER = "no-scheduler"
+    """None is configured or none answers now, and only a scheduler knows."""
 
 
 TRANSIENT_ORIGIN = frozenset({Reason.ORIGIN_BUSY, Reason.ORIGIN_FAILED})

@@ -12,6 +12,7 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.engine import PeerEngine
+from peer.core.limits import PeerLimits
 from peer.core.state import Task
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry
@@ -26,7 +27,7 @@ from shoal.wire.ids import (
     TaskId,
     collection_of,
 )
-from shoal.wire.limits import KIB, MILLISECOND_NS, PeerLimits
+from shoal.wire.limits import KIB, MILLISECOND_NS
 
 PIECE = 256 * KIB
 SOURCE = SourceId("5" * 64)

@@ -6,9 +6,9 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.uploads import PULL_REST_NS, PULLING_MAX
-from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, TaskId
+from shoal.wire.proof import swarm_proof
 from tests.unit.peer.core_rig import TASK, TOKEN, Rig, sealed_rig
 
 CHILD = ConnectionId(50)

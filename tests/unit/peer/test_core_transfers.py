@@ -8,9 +8,9 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core.picker import Availability, pick, pick_random
-from shoal.wire.digest import swarm_proof
 from shoal.wire.errors import Reason
 from shoal.wire.ids import ConnectionId, HostId, RequestId, TaskId
+from shoal.wire.proof import swarm_proof
 from tests.unit.peer.core_rig import (
     COLLECTION,
     PIECE,

@@ -9,6 +9,7 @@ import peer.core.effects as fx
 import peer.core.events as ev
 import shoal.wire.control as msg
 from peer.core import reports
+from peer.core.state import Task
 from shoal.wire.control import Demand
 from shoal.wire.errors import Reason
 from shoal.wire.ids import CollectionId, LeaseNumber, RequestId, SourceId, TaskId
@@ -551,3 +552,36 @@ def test_without_a_session_nothing_is_said() -> None:
     rig.want()
     rig.unwant()
     assert not rig.all(fx.SendToScheduler)
+
+
+def test_of_many_files_a_solo_host_looks_at_those_alone_that_it_can_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = 50
+    looks: list[Task] = []
+    missing: property = vars(Task)["missing_unrequested"]
+
+    def look(task: Task) -> int:
+        looks.append(task)
+        return int(missing.__get__(task))
+
+    rig = Rig(scheduler=False)
+    sources = tuple(replace(source(), source_id=SourceId(f"{at:064x}")) for at in range(files))
+    rig.want(sources=sources)
+    for stat in rig.all(fx.StatOrigin):
+        rig.feed(
+            ev.StatEnded, request_id=stat.request_id, reason=None,
+            size_bytes=PIECE, validator='"v"', ranges=True,
+        )  # fmt: skip
+    monkeypatch.setattr(Task, "missing_unrequested", property(look))
+    for effect in rig.all(fx.OpenTask):
+        rig.feed(ev.TaskOpened, stored=stored(effect.descriptor, 0))
+    assert len(rig.all(fx.ReadOrigin)) == rig.engine.state.limits.origin_reads_max
+    assert len(looks) <= 2 * files
+    reads = 0
+    while len(begun := rig.all(fx.ReadOrigin)) > reads:
+        read = begun[reads]
+        rig.read(read.request_id, 0)
+        rig.read_ends(read.request_id)
+        reads += 1
+    assert reads == files

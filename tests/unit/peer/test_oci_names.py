@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci.challenge import best_challenge, parse_challenges
 from peer.shell.oci.layers import Packing, files_of, parse_time
 from peer.shell.oci.manifest import Index, Manifest, choose, parse_manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from peer.shell.api_types import DownloadError
+from peer.shell.errors import DownloadError
 from peer.shell.oci import unpack as module
 from peer.shell.oci.layers import Layer, Packing
 from peer.shell.oci.manifest import Descriptor

@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.shell.origin.base import OriginError, Origins
+from peer.shell.errors import OriginError
+from peer.shell.origin.base import Origins
 from peer.shell.origin.request import OriginRequest
-from peer.shell.urls import (
+from peer.shell.urls import display_url, place_of, redirect_url
+from peer.shell.wanted_urls import (
     check_headers,
     credential_of,
-    display_url,
     identity_url,
     is_anonymous,
     origin_request,
     parse_header,
-    place_of,
-    redirect_url,
 )
 from shoal.wire.errors import Reason, UsageError
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from peer.shell.config import PeerConfig
+from scheduler.core.limits import SchedulerLimits
 from scheduler.shell.config import SchedulerConfig
 from shoal.runtime.config import ConfigError, dump, load, options
-from shoal.wire.limits import MIB, SchedulerLimits
+from shoal.wire.limits import MIB
 
 
 @pytest.mark.parametrize("config_type", [PeerConfig, SchedulerConfig])

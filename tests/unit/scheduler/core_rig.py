@@ -7,6 +7,7 @@ from typing import TypeVar
 from scheduler.core import events as ev
 from scheduler.core.effects import CloseSession, Noted, SendToHost
 from scheduler.core.engine import SchedulerEngine
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
@@ -21,7 +22,7 @@ from shoal.wire.ids import (
     source_of_url,
     task_of_digest,
 )
-from shoal.wire.limits import KIB, SECOND_NS, SchedulerLimits
+from shoal.wire.limits import KIB, SECOND_NS
 
 Message = TypeVar("Message")
 

@@ -8,17 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.core.board import Board
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.overlay import STRIPES
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.ids import HostId, collection_of, source_of_url
-from shoal.wire.limits import (
-    MAP_UNITS_TARGET,
-    MILLISECOND_NS,
-    SECOND_NS,
-    UNIT_BYTES_MIN,
-    SchedulerLimits,
-)
+from shoal.wire.limits import MAP_UNITS_TARGET, MILLISECOND_NS, SECOND_NS, UNIT_BYTES_MIN
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     PIECE_BYTES,

@@ -2,13 +2,13 @@
 
 import pytest
 
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.membership import SETTLE_HOSTS
 from scheduler.core.overlay import STRIPES
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, LeaseNumber, TaskId
-from shoal.wire.limits import SchedulerLimits
 from tests.unit.scheduler.core_rig import (
     DIGEST,
     DIGEST_TASK,

@@ -1,9 +1,10 @@
 """Of whom a large swarm is told: bounded, and still enough to find whatever anybody holds."""
 
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.listing import Listing
 from shoal.wire import control as msg
 from shoal.wire.ids import HostId
-from shoal.wire.limits import MILLISECOND_NS, SchedulerLimits
+from shoal.wire.limits import MILLISECOND_NS
 from tests.unit.scheduler.core_rig import DIGEST_TASK, Rig, join_of, member
 from tests.unit.scheduler.test_core_board import PIECES, Receiver, board, swarm, unit
 

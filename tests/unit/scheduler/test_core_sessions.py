@@ -3,10 +3,11 @@
 import pytest
 
 from scheduler.core import events as ev
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import MILLISECOND_NS, SECOND_NS, SchedulerLimits
+from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     Rig,

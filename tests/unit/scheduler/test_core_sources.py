@@ -1,8 +1,9 @@
 """One stat per source, a verdict per credential, and what becomes of failures."""
 
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
-from shoal.wire.limits import SECOND_NS, SchedulerLimits
+from shoal.wire.limits import SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_SOURCE,
     DIGEST_TASK,

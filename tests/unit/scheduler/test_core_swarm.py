@@ -2,12 +2,13 @@
 
 import pytest
 
+from scheduler.core.limits import SchedulerLimits
 from scheduler.core.overlay import STRIPES
 from scheduler.core.state import Task
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, TaskId
-from shoal.wire.limits import SECOND_NS, SchedulerLimits
+from shoal.wire.limits import SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     URL_SOURCE,

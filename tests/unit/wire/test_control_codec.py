@@ -205,8 +205,40 @@ HOST_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
         first_piece=st.integers(0, 2**19),
         digests=many(piece_digests | st.just(b"")),
     ),
+    msg.HoldersWanted: st.builds(
+        msg.HoldersWanted,
+        number=u64,
+        task_ids=st.lists(task_ids, min_size=1, max_size=4).map(tuple),
+    ),
 }
+
+
+@st.composite
+def task_holders(draw: st.DrawFn) -> msg.TaskHolders:
+    hosts = draw(st.integers(0, 2**32 - 1))
+    size = draw(st.none() | sizes)
+    return msg.TaskHolders(
+        task_id=draw(task_ids),
+        hosts=hosts,
+        whole_hosts=draw(st.integers(0, hosts)),
+        covered_bytes=draw(sizes if size is None else st.integers(0, size)),
+        size_bytes=size,
+    )
+
+
+@st.composite
+def holder_counts(draw: st.DrawFn) -> msg.HolderCounts:
+    hosts = draw(st.integers(0, 2**32 - 1))
+    return msg.HolderCounts(
+        number=draw(u64),
+        hosts=hosts,
+        whole_hosts=draw(st.integers(0, hosts)),
+        tasks=draw(many(task_holders())),
+    )
+
+
 SCHEDULER_MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
+    msg.HolderCounts: holder_counts(),
     msg.ReportInterval: st.builds(msg.ReportInterval, report_interval_ms=st.integers(1, 60_000)),
     msg.Welcome: st.builds(
         msg.Welcome,

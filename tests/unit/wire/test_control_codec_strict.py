@@ -103,6 +103,17 @@ def directory(**changes: Any) -> pb.SchedulerMessage:
     return pb.SchedulerMessage(directory=pb.Directory(**(values | changes)))
 
 
+def holders_wanted(*task_ids: str) -> pb.HostMessage:
+    return pb.HostMessage(holders_wanted=pb.HoldersWanted(number=1, task_ids=task_ids))
+
+
+def holder_counts(
+    *tasks: pb.TaskHolders, hosts: int = 1, whole_hosts: int = 0
+) -> pb.SchedulerMessage:
+    counts = pb.HolderCounts(number=1, hosts=hosts, whole_hosts=whole_hosts, tasks=tasks)
+    return pb.SchedulerMessage(holder_counts=counts)
+
+
 ILLEGAL_FROM_HOST = {
     "short id": pb.HostMessage(leave=pb.Leave(collection_id="0" * 63)),
     "upper-case id": pb.HostMessage(leave=pb.Leave(collection_id="A" * 64)),
@@ -164,6 +175,9 @@ ILLEGAL_FROM_HOST = {
     "digest list too long": pb.HostMessage(
         digest_list=pb.DigestList(task_id=ID, epoch=1, digests=[b""] * 8193)
     ),
+    "question about nothing": holders_wanted(),
+    "question about too much": holders_wanted(*[ID] * 1025),
+    "question about no task": holders_wanted("x"),
 }
 ILLEGAL_FROM_SCHEDULER = {
     "version 0": pb.SchedulerMessage(welcome=pb.Welcome(report_interval_ms=1)),
@@ -216,6 +230,14 @@ ILLEGAL_FROM_SCHEDULER = {
     "directory of a host that is a name": directory(
         hosts=[pb.Parent(host_id="h", addresses=[pb.Address(ip="name", port=1)])]
     ),
+    "answer about too much": holder_counts(*[pb.TaskHolders(task_id=ID)] * 1025),
+    "answer about no task": holder_counts(pb.TaskHolders()),
+    "more have all than something": holder_counts(hosts=1, whole_hosts=2),
+    "more have all of a task": holder_counts(pb.TaskHolders(task_id=ID, whole_hosts=1)),
+    "more is covered than there is": holder_counts(
+        pb.TaskHolders(task_id=ID, covered_bytes=2, size_bytes=1)
+    ),
+    "more is covered than can be": holder_counts(pb.TaskHolders(task_id=ID, covered_bytes=2**63)),
     "epoch 0": pb.SchedulerMessage(epoch_voided=pb.EpochVoided(task_id=ID)),
 }
 
@@ -233,7 +255,16 @@ def test_illegal_scheduler_messages_are_refused(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [hello(), holding(), holding(held=b"\x0f"), join(), progress(0, 1), statement()]
+    "message",
+    [
+        hello(),
+        holding(),
+        holding(held=b"\x0f"),
+        join(),
+        progress(0, 1),
+        statement(),
+        holders_wanted(*[ID] * 1024),
+    ],
 )
 def test_what_the_illegal_ones_were_made_from_is_legal(message: pb.HostMessage) -> None:
     assert len(decode_host_batch(pb.HostBatch(messages=[message]))) == 1
@@ -249,6 +280,8 @@ def test_what_the_illegal_ones_were_made_from_is_legal(message: pb.HostMessage) 
         assigned(parents=[]),
         assigned(parents=["h"] * 64),
         directory(first=2**20 - 1),
+        holder_counts(*[pb.TaskHolders(task_id=ID)] * 1024),
+        holder_counts(pb.TaskHolders(task_id=ID, covered_bytes=1, size_bytes=1), whole_hosts=1),
     ],
 )
 def test_the_same_of_a_scheduler(message: pb.SchedulerMessage) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from shoal.wire import digest
 from shoal.wire.digest import Digest, parse_digest
 from shoal.wire.errors import UsageError
+from shoal.wire.piece_digest import PIECE_ALGORITHMS, piece_digest
+from shoal.wire.proof import PROOF_BYTES, same, swarm_proof
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -65,7 +67,7 @@ def test_an_unknown_algorithm_is_an_error() -> None:
     with pytest.raises(UsageError, match="'md5'"):
         digest.content_hasher("md5")
     with pytest.raises(UsageError, match="'sha256'"):
-        digest.piece_digest("sha256", b"")
+        piece_digest("sha256", b"")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,9 @@ def test_an_unknown_algorithm_is_an_error() -> None:
     ],
 )
 def test_piece_digests_of_nothing_are_the_published_ones(algorithm: str, hexadecimal: str) -> None:
-    found = digest.piece_digest(algorithm, memoryview(b""))
+    found = piece_digest(algorithm, memoryview(b""))
     assert found.hex() == hexadecimal
-    assert len(found) == digest.PIECE_ALGORITHMS[algorithm]
+    assert len(found) == PIECE_ALGORITHMS[algorithm]
 
 
 @given(st.binary(min_size=1, max_size=600), st.data())
@@ -86,23 +88,23 @@ def test_a_piece_digest_sees_every_bit(data: bytes, choice: st.DataObject) -> No
     bit = choice.draw(st.integers(0, 8 * len(data) - 1))
     flipped = bytearray(data)
     flipped[bit // 8] ^= 1 << bit % 8
-    for algorithm in digest.PIECE_ALGORITHMS:
-        assert digest.piece_digest(algorithm, data) != digest.piece_digest(algorithm, flipped)
+    for algorithm in PIECE_ALGORITHMS:
+        assert piece_digest(algorithm, data) != piece_digest(algorithm, flipped)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blake3", None)
     with pytest.raises(UsageError, match="pip install blake3"):
-        digest.piece_digest("blake3", b"x")
+        piece_digest("blake3", b"x")
 
 
 def test_a_proof_is_that_of_the_protocol_page() -> None:
     token, nonce = bytes(range(32)), bytes(16)
     expected = hmac.new(token, b"shoal-open\0" + nonce + b"\0host-a\0task", "sha256").digest()
-    made = digest.swarm_proof(token, nonce, "host-a", "task")
+    made = swarm_proof(token, nonce, "host-a", "task")
     assert made == expected
-    assert len(made) == digest.PROOF_BYTES
-    assert digest.same(made, expected)
+    assert len(made) == PROOF_BYTES
+    assert same(made, expected)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +119,5 @@ def test_a_proof_is_that_of_the_protocol_page() -> None:
 def test_a_proof_holds_for_one_token_nonce_host_and_task(
     other: tuple[bytes, bytes, str, str],
 ) -> None:
-    made = digest.swarm_proof(b"k" * 32, bytes(16), "host", "task")
-    assert not digest.same(made, digest.swarm_proof(*other))
+    made = swarm_proof(b"k" * 32, bytes(16), "host", "task")
+    assert not same(made, swarm_proof(*other))

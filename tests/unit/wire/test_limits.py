@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from peer.core.limits import PeerLimits
+from scheduler.core.limits import SchedulerLimits
 from shoal.wire import bitfield, frames, limits
-from shoal.wire.limits import PeerLimits, SchedulerLimits
 
 LARGEST = limits.PIECES_PER_TASK_MAX - 1
 NUMBER_MAX = (1 << 63) - 1
