@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("--transfer-from-dfdaemon", action="store_true",
         help="write the output here instead of letting the daemon do it")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an output that exists")
+    add("--own-files", action="store_true",
+        help="no hard link into the daemon's store: a file of its own, to write to")  # fmt: skip
     add("-p", "--priority", type=int, default=6, help="0 (least) to 6 (most urgent)")
     add("--no-progress", action="store_true", help="no progress bar")
     add("-e", "--endpoint", metavar="SOCKET", help="the daemon's Unix socket")
@@ -92,6 +94,8 @@ def request_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[Path |
         "demand": "whole",
         "timeout_ms": timeout_of(options.timeout),
     }
+    if options.own_files:
+        body["own_files"] = True  # Daemons from before it was known would refuse its name.
     return body, outputs
 
 

@@ -46,6 +46,9 @@ def parser(name: str) -> argparse.ArgumentParser:
         add("--include", action="append", default=[], metavar="GLOB", help="only these files")
         add("--exclude", action="append", default=[], metavar="GLOB", help="not these files")
         add("--overwrite", action="store_true", help="replace files that no pull put there")
+        add("--own-files", action="store_true",
+            help="no hard links into the daemon's store: files of their own, to write to, with the "
+            "modes and times of the artifact")  # fmt: skip
         add("--timeout", default="0", help="give up after so long (30s, 5m, 2h; 0 for never)")
         add("-p", "--priority", type=int, default=6, help="0 (least) to 6 (most urgent)")
         add("--disable-back-to-source", action="store_true", help="layers only from other hosts")

@@ -26,7 +26,13 @@ class PullPlan:
     """The layers of one pull, in order. `missing` are those that have to be fetched."""
 
     def __init__(
-        self, manifest: Manifest, tree: Tree, patterns: Patterns, *, overwrite: bool
+        self,
+        manifest: Manifest,
+        tree: Tree,
+        patterns: Patterns,
+        *,
+        overwrite: bool,
+        own_files: bool,
     ) -> None:
         """Looks at the disk. Raises DownloadError for a manifest that is refused, UsageError for
         files in the way."""
@@ -35,6 +41,7 @@ class PullPlan:
         self.work = tree.work
         self._patterns = patterns
         self._overwrite = overwrite
+        self._own_files = own_files
         self.state = PullState(tree)
         files = files_of(manifest)
         self.is_image = files is None
@@ -113,7 +120,8 @@ class PullPlan:
     def _is_there(self, layer: Layer) -> bool:
         key = _key(layer)
         is_raw = layer.packing is Packing.RAW
-        if self.state.holds(key, "" if is_raw else repr(self._patterns)):
+        linked = is_raw and self._own_files and self._is_linked(layer)
+        if not linked and self.state.holds(key, "" if is_raw else repr(self._patterns)):
             self.how[key] = "there"
             return True
         if not is_raw:
@@ -123,7 +131,7 @@ class PullPlan:
         if status is None:
             return False
         target = self._tree.root / layer.path
-        if stat.S_ISREG(status.st_mode) and _is_content(target, layer.descriptor):
+        if not linked and stat.S_ISREG(status.st_mode) and _is_content(target, layer.descriptor):
             self.how[key] = "there"
             return True
         if stat.S_ISDIR(status.st_mode):
@@ -131,6 +139,11 @@ class PullPlan:
         if not (self._overwrite or self.state.is_own(layer.path)):
             raise UsageError(f"{target} exists: use --overwrite to replace it")
         return False
+
+    def _is_linked(self, layer: Layer) -> bool:
+        """Whether a file has other names: it is of a daemon's store then, for all that we know."""
+        status = self._tree.status(layer.path)
+        return status is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
     def _unpack(self, layer: Layer, placed: set[str]) -> None:
         # Readers of archives: most models come as plain files.

@@ -103,7 +103,9 @@ def pull(wish: Wish, result: Result) -> None:
     work = root / STATE_NAME
     with held_state(work), Tree(root) as tree:
         _clean(work)
-        plan = PullPlan(manifest, tree, wish.patterns, overwrite=options.overwrite)
+        plan = PullPlan(
+            manifest, tree, wish.patterns, overwrite=options.overwrite, own_files=options.own_files
+        )
         result.plan = plan
         plan.prepare()
         try:
@@ -137,7 +139,7 @@ def _clean(work: Path) -> None:
 def _body(wish: Wish, plan: PullPlan, right: str | None) -> dict[str, Any]:
     """The API's request: all missing layers as one collection."""
     options = wish.options
-    return {
+    body: dict[str, Any] = {
         "urls": [
             {
                 "url": wish.reference.url(
@@ -159,6 +161,9 @@ def _body(wish: Wish, plan: PullPlan, right: str | None) -> dict[str, Any]:
         "authorities": wish.authorities,
         "progress_ms": 0 if options.events or sys.stderr.isatty() else UNWATCHED_PROGRESS_MS,
     }
+    if options.own_files:
+        body["own_files"] = True  # Daemons from before it was known would refuse its name.
+    return body
 
 
 def _client(options: argparse.Namespace, timeout_ms: int) -> LocalClient:

@@ -47,6 +47,8 @@ class DownloadRequest:
     disable_back_to_source: bool = False
     """This host must not read from the origin."""
     overwrite: bool = False
+    own_files: bool = False
+    """No hard links to the store: each output is a file of its own, to write to and to date."""
     demand: Demand = Demand.WHOLE
     timeout_ms: int = 0
     """The download fails with TIMEOUT after so long; 0 for never."""

@@ -354,7 +354,7 @@ class LocalDownloads:
                 )
             else:
                 how = await self._offload(
-                    self._deliver_file, task_id, wanted.output, running.request.overwrite
+                    self._deliver_file, task_id, wanted.output, running.request
                 )
                 event = Delivered(
                     index=wanted.index,
@@ -372,8 +372,10 @@ class LocalDownloads:
         running.deliveries -= 1
         self._end_if_over(running)
 
-    def _deliver_file(self, task_id: TaskId, target: Path, overwrite: bool) -> str:
-        return self._store.deliver(task_id, target, overwrite=overwrite)
+    def _deliver_file(self, task_id: TaskId, target: Path, request: DownloadRequest) -> str:
+        return self._store.deliver(
+            task_id, target, overwrite=request.overwrite, hard_link=not request.own_files
+        )
 
     def _download_ended(self, effect: fx.DownloadEnded) -> None:
         running = self._running.get(effect.download_id)

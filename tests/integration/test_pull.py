@@ -193,6 +193,26 @@ def test_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
     ]  # fmt: skip
 
 
+def test_files_of_their_own_through_a_daemon(tmp_path: Path, registry: Registry) -> None:
+    files = model(registry)
+    weights = tmp_path / "out/weights/a.safetensors"
+    with Processes(tmp_path) as processes:
+        socket = daemon_in(tmp_path, processes)
+        assert pull(registry, tmp_path, "-e", socket).returncode == 0
+        linked, read_bytes = weights.stat(), registry.sent_bytes.total()
+        # Where the file system has reflinks, it is independent already.
+        assert linked.st_nlink == 2 or stat.S_IMODE(linked.st_mode) == 0o600
+        done = pull(registry, tmp_path, "-e", socket, "--own-files")
+        assert done.returncode == 0, done.stderr.decode()
+        own = weights.stat()
+        weights.write_bytes(b"mine")
+        # What is in the store is not what was written to.
+        assert pull(registry, tmp_path, "-e", socket).returncode == 0
+        assert found(tmp_path / "out") == files
+    assert (own.st_nlink, stat.S_IMODE(own.st_mode), own.st_mtime) == (1, 0o600, 1714979289)
+    assert registry.sent_bytes.total() < read_bytes + 100, "no layer was read again"
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
     tmp_path: Path, alone: bool

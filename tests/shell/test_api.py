@@ -122,6 +122,7 @@ async def test_every_field_of_a_request_reaches_the_daemon(rig: Rig) -> None:
         priority=3,
         disable_back_to_source=True,
         overwrite=True,
+        own_files=True,
         demand="background",
         timeout_ms=5000,
     )
@@ -135,6 +136,7 @@ async def test_every_field_of_a_request_reaches_the_daemon(rig: Rig) -> None:
     assert (request.priority, request.timeout_ms) == (3, 5000)
     assert request.disable_back_to_source
     assert request.overwrite
+    assert request.own_files
     assert request.demand is Demand.BACKGROUND
 
 
