@@ -468,9 +468,7 @@ class PeerEngine:
                 )
             )
             self._parents.strike(liar, Reason.PEER_CORRUPT)
-        if task is None or message.epoch <= task.descriptor.epoch:
-            return
-        if task.phase in (TaskPhase.ACTIVE, TaskPhase.CHECKING, TaskPhase.SEALING):
+        if task is not None:
             self._keeper.new_epoch(task, message.epoch)
 
     def _redirected(self, message: msg.Redirected) -> None:
