@@ -89,6 +89,7 @@ class PeerEngine:
         state.forget_past_wake_ups()
         self._handlers[type(event)](event)
         self._drop_old_plans()
+        self._wishes.prove()
         self._parents.refresh_if_stale()
         self._reads.fill()
         self._fetcher.fill()
