@@ -159,7 +159,20 @@ class Wishes:
                 task.watchers.pop(event.download_id, None)
                 if not task.watchers:
                     self._on_unwatched(task)
+                else:
+                    self._read_with_a_right_that_is_there(task, wish.source.source_id)
         self._leave_if_idle(download.collection_id)
+
+    def _read_with_a_right_that_is_there(self, task: Task, source_id: SourceId) -> None:
+        """Whose credential origin reads show may have left."""
+        watching = [self._state.downloads[number] for number in task.watchers]
+        credentials = [
+            wish.source.credential
+            for download in watching
+            if (wish := download.wishes.get(source_id)) is not None
+        ]
+        if credentials and task.credential not in credentials:
+            task.credential = credentials[0]
 
     def _note_rights(self, collection: Collection) -> None:
         """With a credential or without one a source is asked for, and served, in other ways: the

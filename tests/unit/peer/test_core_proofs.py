@@ -277,6 +277,25 @@ def test_one_more_with_the_same_right_is_let_in_with_those_who_fetch() -> None:
     assert rig.one(fx.SourceResolved).download_id == 2
 
 
+@pytest.mark.parametrize("third", ["own", "right"])
+def test_who_stays_reads_with_a_right_of_those_who_are_there(third: str) -> None:
+    rig = alone()
+    rig.want(1, sources=(known("right"),))
+    says_yes(rig)
+    rig.open()
+    read = rig.all(fx.ReadOrigin)[0]
+    rig.read(read.request_id, 0)
+    rig.want(2, sources=(known("own"),))
+    says_yes(rig, same=True)
+    rig.want(3, sources=(known(third),))
+    rig.unwant(1)
+    rig.read_ends(read.request_id, Reason.ORIGIN_FAILED)
+    rig.tick(5000)
+    # The shell keeps the rights of those alone who are there.
+    assert rig.all(fx.ReadOrigin)[-1] is not read
+    assert rig.all(fx.ReadOrigin)[-1].credential == third
+
+
 def test_whoever_may_read_the_origin_does_not_wait_for_those_who_may_not() -> None:
     rig = Rig().start()
     rig.unwant()
