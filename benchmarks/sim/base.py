@@ -313,9 +313,9 @@ class NodeBase:
         return self._disk_free_ns + STORE_NS
 
     def keep(self, task_id: TaskId, piece: int, record: ev.PieceRecord, epoch: int) -> None:
-        """A piece is written, unless its epoch is over."""
+        """A piece is written, unless it is of another epoch by now."""
         content = self.contents.get(task_id)
-        if content is None or (content.descriptor.epoch > epoch and not content.sealed):
+        if content is None or (content.descriptor.epoch != epoch and not content.sealed):
             return
         if content.put(piece, record):
             self._held_bytes += content.descriptor.geometry.length_bytes(piece)

@@ -146,7 +146,7 @@ class OriginSide(NodeBase):
         origin = self.world.origin
         origin.stats += 1
         self.ledger.ask(effect.request_id, effect)
-        when_ns = self.world.now_ns + origin.round_trip_ns
+        when_ns = self.world.now_ns + origin.round_trip_ns * (1 if effect.sample is None else 2)
         if not origin.up:
             self.expect(
                 ev.StatEnded(
@@ -166,6 +166,7 @@ class OriginSide(NodeBase):
                 size_bytes=size_bytes if origin.known_size else None,
                 validator=origin.validator,
                 ranges=origin.ranges,
+                same=None if effect.sample is None else True,
             )
         )
 

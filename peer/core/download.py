@@ -96,9 +96,6 @@ class TaskKeeper:
 
     def _take_over(self, task: Task, descriptor: TaskDescriptor) -> None:
         old = task.descriptor
-        if descriptor.epoch < old.epoch and task.held:
-            # The scheduler hears of what is held, and in which epoch.
-            return
         sizes = {descriptor.geometry.size_bytes, old.geometry.size_bytes} - {None}
         same_cut = (
             descriptor.geometry.piece_length_bytes == old.geometry.piece_length_bytes
@@ -119,10 +116,11 @@ class TaskKeeper:
             self._drop(task, task.held)
             task.listed.clear()
         elif descriptor.epoch > old.epoch:
-            self.void(task, descriptor.epoch)
+            self._void(task)
         elif descriptor.epoch < old.epoch:
-            # It was forgotten when nobody wanted it any more: it begins anew for all.
-            task.listed.clear()
+            # The scheduler has heard what is held, and of which epoch, and decided otherwise: it
+            # had forgotten the task when nobody wanted it any more, and it begins anew for all.
+            self._begin_anew(task)
         if descriptor.geometry.size_bytes is None and old.geometry.size_bytes is not None:
             descriptor = replace(descriptor, geometry=old.geometry)
         if descriptor != old:
@@ -134,6 +132,7 @@ class TaskKeeper:
 
     def _open(self, task: Task) -> None:
         task.phase = TaskPhase.OPENING
+        _lacks_something(task)
         self._state.emit(OpenTask(descriptor=task.descriptor))
 
     def opened(self, event: TaskOpened) -> None:
@@ -280,6 +279,7 @@ class TaskKeeper:
         self._drop(task, false)
         if task.phase is TaskPhase.CHECKING:
             task.phase = TaskPhase.ACTIVE
+            _lacks_something(task)
         self._on_change(task)
 
     def announceable(self, task: Task) -> int:
@@ -407,13 +407,32 @@ class TaskKeeper:
             self._state.emit(PiecesRevoked(task_id=task.task_id, pieces=pieces))
 
     def new_epoch(self, task: Task, epoch: int) -> None:
-        """The scheduler voided the present epoch: drop everything and open the next one."""
-        self._take_over(task, replace(task.descriptor, epoch=epoch))
+        """The scheduler voided the epoch before this one: drop everything and open it. What is
+        sealed is kept, and called by this number, higher or lower."""
+        if task.phase is TaskPhase.SEALED:
+            self._rename_epoch(task, epoch)
+        elif task.phase in (TaskPhase.OPENING, TaskPhase.REMOVING):
+            described = task.next_descriptor or task.descriptor
+            if epoch > described.epoch:
+                task.next_descriptor = replace(described, epoch=epoch)
+        elif task.phase is not TaskPhase.FAILED and epoch > task.descriptor.epoch:
+            self._take_over(task, replace(task.descriptor, epoch=epoch))
 
-    def void(self, task: Task, epoch: int) -> None:
+    def _rename_epoch(self, task: Task, epoch: int) -> None:
+        if epoch == task.descriptor.epoch:
+            return
+        task.descriptor = replace(task.descriptor, epoch=epoch)
+        # Children of that epoch had no use for what they were told before.
+        task.told = 0
+        self._queue_announcement(task)
+
+    def _void(self, task: Task) -> None:
         """The piece digests of the task were wrong as a whole: begin again."""
         self._state.tell(task.task_id, f"epoch {task.descriptor.epoch} is void")
         task.voids += 1
+        self._begin_anew(task)
+
+    def _begin_anew(self, task: Task) -> None:
         task.listed.clear()
         self._drop(task, task.held)
         task.hash_attempt += 1
@@ -562,6 +581,12 @@ class TaskKeeper:
         old = task.descriptor
         assert old.geometry.size_bytes is None
         self._take_over(task, replace(old, geometry=old.geometry.sealed(size_bytes)))
+
+
+def _lacks_something(task: Task) -> None:
+    """Its collection may have passed it by already, for all of it was here."""
+    if task.flow is not None:
+        task.flow.first = min(task.flow.first, task.number)
 
 
 def _algorithm(task: Task) -> str:

@@ -217,6 +217,17 @@ class DropChild:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Some held bytes of a content, from `start_byte` up to `end_byte`."""
+
+    task_id: TaskId
+    size_bytes: int | None
+    """Of the whole content, if it is known."""
+    start_byte: int
+    end_byte: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatOrigin:
     """Ask the origin for size, validator and range support. Answer: `StatEnded`."""
 
@@ -224,6 +235,8 @@ class StatOrigin:
     source_id: SourceId
     credential: str
     """Which client's credential to show (`Source.credential`)."""
+    sample: Sample | None = None
+    """To be read there as well, and compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,7 @@ class PeerEngine:
         state.forget_past_wake_ups()
         self._handlers[type(event)](event)
         self._drop_old_plans()
+        self._wishes.prove()
         self._parents.refresh_if_stale()
         self._reads.fill()
         self._fetcher.fill()
@@ -477,9 +478,7 @@ class PeerEngine:
                 )
             )
             self._parents.strike(liar, Reason.PEER_CORRUPT)
-        if task is None or message.epoch <= task.descriptor.epoch:
-            return
-        if task.phase in (TaskPhase.ACTIVE, TaskPhase.CHECKING, TaskPhase.SEALING):
+        if task is not None:
             self._keeper.new_epoch(task, message.epoch)
 
     def _redirected(self, message: msg.Redirected) -> None:

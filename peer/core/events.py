@@ -44,6 +44,9 @@ class Source:
     credential: str = ""
     """A keyed hash of the credential that the client would show to the origin, "" for none. The
     shell finds the credential again by it; nothing else can be learnt from it."""
+    origin_trusted: bool = False
+    """An operator named its origin: what that says of the content is true. Where a client names
+    the URL of a digest, it may be anybody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +369,9 @@ class StatEnded(Event):
     size_bytes: int | None = None
     validator: str | None = None
     ranges: bool = False
+    same: bool | None = None
+    """Whether the origin has the bytes of the sample; None: there was nothing to compare (any
+    more), or it has another size."""
     retry_after_ms: int = 0
     detail: str = ""
 

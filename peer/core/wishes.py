@@ -7,19 +7,13 @@ private content is never given to somebody who may not read it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
-from peer.core.effects import (
-    CancelOrigin,
-    DownloadEnded,
-    SendToScheduler,
-    SourceEnded,
-    SourceResolved,
-    StatOrigin,
-)
+from peer.core.effects import DownloadEnded, SendToScheduler, SourceEnded, SourceResolved
 from peer.core.events import Source, StatEnded, Unwant, Want
 from peer.core.origin_reads import retry_delay_ns
+from peer.core.proofs import Proofs
 from peer.core.state import Collection, Download, PeerState, Task, TaskPhase, Wish
+from peer.core.stats import Stats
 from shoal.wire.control import (
     Demand,
     Described,
@@ -33,25 +27,11 @@ from shoal.wire.control import (
 )
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason, ShoalError
 from shoal.wire.geometry import choose_geometry
-from shoal.wire.ids import CollectionId, RequestId, SourceId, TaskId, task_of_source
-from shoal.wire.limits import SECOND_NS
-
-VERDICT_TTL_NS = 300 * SECOND_NS
-"""How long the origin's acceptance of a credential is believed for content with a digest."""
-
-FRESHNESS_NS = 10 * SECOND_NS
-"""The same for a plain URL, whose content may change."""
-
-
-@dataclass(slots=True)
-class _Stat:
-    request_id: RequestId
-    source: Source
-    for_scheduler: bool
+from shoal.wire.ids import CollectionId, SourceId, TaskId, task_of_source
 
 
 class Wishes:
-    """Keeps downloads, collections, stats and verdicts."""
+    """Keeps downloads, collections, and what sources are."""
 
     def __init__(
         self,
@@ -69,9 +49,16 @@ class Wishes:
         self._on_unwatched = on_unwatched
         self._on_collection_over = on_collection_over
         self._on_false_content = on_false_content
-        self._stats: dict[tuple[SourceId, str], _Stat] = {}
-        self._verdicts: dict[tuple[SourceId, str], int] = {}
-        """When each accepted (source, credential) expires."""
+        self._proofs = Proofs(state)
+        self._stats = Stats(
+            state,
+            self._proofs,
+            task_of=self._task_of,
+            is_wanted=self._is_wanted,
+            on_scheduler=self.stat_wanted,
+            on_yes=self._accepted,
+            on_no=self._stat_failed,
+        )
         self._descriptors: dict[SourceId, TaskDescriptor] = {}
         """What a source was last known to be."""
         self._resolve_at_ns: int | None = None
@@ -172,7 +159,20 @@ class Wishes:
                 task.watchers.pop(event.download_id, None)
                 if not task.watchers:
                     self._on_unwatched(task)
+                else:
+                    self._read_with_a_right_that_is_there(task, wish.source.source_id)
         self._leave_if_idle(download.collection_id)
+
+    def _read_with_a_right_that_is_there(self, task: Task, source_id: SourceId) -> None:
+        """Whose credential origin reads show may have left."""
+        watching = [self._state.downloads[number] for number in task.watchers]
+        credentials = [
+            wish.source.credential
+            for download in watching
+            if (wish := download.wishes.get(source_id)) is not None
+        ]
+        if credentials and task.credential not in credentials:
+            task.credential = credentials[0]
 
     def _note_rights(self, collection: Collection) -> None:
         """With a credential or without one a source is asked for, and served, in other ways: the
@@ -185,16 +185,18 @@ class Wishes:
                 collection.joined = False
 
     def _drop_unwanted_stat(self, source: Source) -> None:
-        stat = self._stats.get((source.source_id, source.credential))
-        if stat is None or stat.for_scheduler:
-            return
         for download in self._state.downloads.values():
             wish = download.wishes.get(source.source_id)
             if wish is not None and not wish.ended:
                 return
-        # Whoever wants the source again does not get the answer of a cancelled stat.
-        del self._stats[(source.source_id, source.credential)]
-        self._state.emit(CancelOrigin(request_id=stat.request_id))
+        self._stats.drop(source)
+
+    def _is_wanted(self, source: Source) -> bool:
+        for download in self._state.downloads.values():
+            wish = download.wishes.get(source.source_id)
+            if wish is not None and not wish.ended and wish.source.credential == source.credential:
+                return True
+        return False
 
     # ------------------------------------------------------------ resolving
 
@@ -204,10 +206,10 @@ class Wishes:
             return
         source = wish.source
         descriptor = self._descriptors.get(source.source_id)
-        if descriptor is None and source.task_id is not None:
-            task = self._state.tasks.get(source.task_id)
-            descriptor = task.descriptor if task is not None else None
-        accepted = self._accepted(source)
+        task = self._task_of(source)
+        if descriptor is None and task is not None:
+            descriptor = task.descriptor
+        accepted = self._proofs.accepted(source) and not self._proofs.lacking(source, task)
         if descriptor is not None and accepted:
             self._attach(download, wish, descriptor)
             return
@@ -225,7 +227,7 @@ class Wishes:
         collection = self._state.collections[download.collection_id]
         alone = bool(source.credential) or source.source_id in collection.shown
         if self._state.on_our_own or (alone and not accepted):
-            self._stat(source, for_scheduler=False)
+            self._stats.ask(source, for_scheduler=False)
         elif not self._state.scheduled:
             self._wake_after_grace()
 
@@ -238,16 +240,10 @@ class Wishes:
             self._resolve_at_ns = when_ns
         self._state.wake_at(when_ns)
 
-    def _accepted(self, source: Source) -> bool:
-        expires_ns = self._verdicts.get((source.source_id, source.credential), 0)
-        return expires_ns > self._state.now_ns
-
-    def _accept(self, source_id: SourceId, credential: str, *, has_digest: bool) -> None:
-        if len(self._verdicts) > 2 * self._state.limits.collections_max:
-            now_ns = self._state.now_ns
-            self._verdicts = {key: when for key, when in self._verdicts.items() if when > now_ns}
-        ttl_ns = VERDICT_TTL_NS if has_digest else FRESHNESS_NS
-        self._verdicts[(source_id, credential)] = self._state.now_ns + ttl_ns
+    def _task_of(self, source: Source) -> Task | None:
+        descriptor = self._descriptors.get(source.source_id)
+        task_id = source.task_id if descriptor is None else descriptor.task_id
+        return None if task_id is None else self._state.tasks.get(task_id)
 
     def _attach(self, download: Download, wish: Wish, descriptor: TaskDescriptor) -> None:
         known = self._state.tasks.get(descriptor.task_id)
@@ -313,22 +309,6 @@ class Wishes:
 
     # ------------------------------------------------------------ stats
 
-    def _stat(self, source: Source, *, for_scheduler: bool) -> None:
-        key = (source.source_id, source.credential)
-        running = self._stats.get(key)
-        if running is not None:
-            running.for_scheduler = running.for_scheduler or for_scheduler
-            return
-        request_id = self._state.next_request_id()
-        self._stats[key] = _Stat(request_id, source, for_scheduler)
-        self._state.emit(
-            StatOrigin(
-                request_id=request_id,
-                source_id=source.source_id,
-                credential=source.credential,
-            )
-        )
-
     def stat_wanted(self, source_id: SourceId) -> None:
         """The scheduler asks this host to ask the origin."""
         wanted = [
@@ -342,10 +322,10 @@ class Wishes:
         for download, wish in wanted:
             shown = source_id in self._state.collections[download.collection_id].shown
             if bool(wish.source.credential) == shown:
-                self._stat(wish.source, for_scheduler=True)
+                self._stats.ask(wish.source, for_scheduler=True)
                 return
         if wanted:
-            self._stat(wanted[0][1].source, for_scheduler=True)
+            self._stats.ask(wanted[0][1].source, for_scheduler=True)
             return
         self._send(
             StatAnswer(
@@ -357,46 +337,16 @@ class Wishes:
 
     def stat_ended(self, event: StatEnded) -> None:
         """The origin answered a stat, or could not."""
-        stat = next(
-            (stat for stat in self._stats.values() if stat.request_id == event.request_id), None
-        )
-        if stat is None:
-            return
-        source = stat.source
-        del self._stats[(source.source_id, source.credential)]
-        event = self._checked(source, event)
-        if self._state.scheduled and (stat.for_scheduler or event.reason is None):
-            self._send(
-                StatAnswer(
-                    source_id=source.source_id,
-                    outcome=event.reason,
-                    size_bytes=event.size_bytes,
-                    validator=event.validator,
-                    ranges=event.ranges,
-                    anonymous=not source.credential,
-                    retry_after_ms=event.retry_after_ms,
-                    detail=event.detail,
-                )
-            )
-        if event.reason is None:
-            self._accept(source.source_id, source.credential, has_digest=source.digest is not None)
-            if self._state.on_our_own:
-                self._describe_ourselves(source, event)
-            self._resolve_all(source.source_id)
-        elif not self._state.scheduled or source.credential or not stat.for_scheduler:
-            self._stat_failed(source, event)
+        self._stats.ended(event)
 
-    def _checked(self, source: Source, event: StatEnded) -> StatEnded:
-        """An origin that lets a client have something of another size than the content with this
-        digest has said nothing about that content: it may be a page for signing in."""
-        task = self._state.tasks.get(source.task_id) if source.task_id is not None else None
-        if event.reason is not None or source.digest is None or task is None:
-            return event
-        known = task.descriptor.geometry.size_bytes
-        if known is None or event.size_bytes in (None, known):
-            return event
-        detail = f"the origin has {event.size_bytes} bytes, and the content {known}"
-        return replace(event, reason=Reason.ORIGIN_CHANGED, detail=detail)
+    def prove(self) -> None:
+        """Asks origins again whose yes was no proof. At the end of every event."""
+        self._stats.go_on()
+
+    def _accepted(self, source: Source, event: StatEnded) -> None:
+        if self._state.on_our_own:
+            self._describe_ourselves(source, event)
+        self._resolve_all(source.source_id)
 
     def _describe_ourselves(self, source: Source, event: StatEnded) -> None:
         try:
@@ -508,7 +458,9 @@ class Wishes:
         self._descriptors[message.source_id] = descriptor
         downloads = [self._state.downloads[number] for number in collection.downloads]
         if message.source_id not in collection.shown:
-            self._accept(message.source_id, "", has_digest=descriptor.digest is not None)
+            self._proofs.accept(
+                message.source_id, "", has_digest=descriptor.digest is not None, proven=True
+            )
         if descriptor.task_id in self._state.tasks:
             self._describe(descriptor)
         for download in downloads:

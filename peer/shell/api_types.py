@@ -28,6 +28,9 @@ class WantedUrl:
     """`algorithm:hex`, as `shoal.wire.digest.parse_digest` accepts it."""
     places: PlaceRules | None = None
     """Which addresses it may be read from; None for any."""
+    trusted: bool = False
+    """An operator named its host: that it lets the client have a content with this digest is
+    believed. For a URL of the client's choice it has to be shown (`peer.core.proofs`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -205,11 +205,11 @@ class LocalDownloads:
         # Its rights change on their own: they are shared with no other download.
         own = secrets.token_hex(16) if request.renewable else ""
         wanted: dict[SourceId, list[Wanted]] = {}
-        requests: list[tuple[tuple[SourceId, str], OriginRequest]] = []
+        requests: list[tuple[ev.Source, OriginRequest]] = []
         for index, (url, output) in enumerate(zip(request.urls, request.outputs, strict=True)):
             source, asked = self._source(url, request, own)
             wanted.setdefault(source.source_id, []).append(Wanted(index, source, output))
-            requests.append(((source.source_id, source.credential), asked))
+            requests.append((source, asked))
         self._last_download += 1
         running = Running(
             download_id=DownloadId(self._last_download),
@@ -219,8 +219,9 @@ class LocalDownloads:
         )
         if request.renewable:
             running.renewer = Renewer(lambda reason: _tell(running, reason))
-        for key, asked in requests:
-            self.rights.add(key, asked, running.renewer)
+        for source, asked in requests:
+            key = (source.source_id, source.credential)
+            self.rights.add(key, asked, running.renewer, trusted=source.origin_trusted)
         self._running[running.download_id] = running
         sources = tuple(group[0].source for group in wanted.values())
         self._driver.post(
@@ -272,6 +273,7 @@ class LocalDownloads:
             display_url=display_url(wanted.url),
             piece_length_bytes=length,
             credential=credential,
+            origin_trusted=wanted.trusted,
         )
         return source, asked
 

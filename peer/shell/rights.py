@@ -40,6 +40,7 @@ class Renewer:
 @dataclass(slots=True)
 class _Entry:
     request: OriginRequest
+    trusted: bool
     users: int
     renewers: list[Renewer]
 
@@ -51,9 +52,15 @@ class Rights:
         self._entries: dict[Key, _Entry] = {}
         self._timeout_s = timeout_s
 
-    def add(self, key: Key, request: OriginRequest, renewer: Renewer | None) -> None:
-        """A download wants it; to be taken back with `remove`."""
-        entry = self._entries.setdefault(key, _Entry(request, 0, []))
+    def add(
+        self, key: Key, request: OriginRequest, renewer: Renewer | None, *, trusted: bool = False
+    ) -> None:
+        """A download wants it; to be taken back with `remove`. `trusted`: an operator named its
+        origin. Several who show nothing share a key, whatever their URLs: then such a one is
+        asked, since what it says is believed for all of them."""
+        entry = self._entries.setdefault(key, _Entry(request, trusted, 0, []))
+        if trusted and not entry.trusted:
+            entry.request, entry.trusted = request, True
         entry.users += 1
         if renewer is not None and renewer not in entry.renewers:
             entry.renewers.append(renewer)

@@ -6,7 +6,6 @@ the core what readers wait for. Decides nothing about what is fetched.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
@@ -153,8 +152,7 @@ class ContentReading:
 
     def _read(self, task_id: TaskId, position: int, count: int) -> bytes:
         try:
-            with self._store.lend(task_id) as lent:
-                chunk = os.pread(lent.fd, count, position)
+            chunk = self._store.read_held(task_id, position, position + count)
         except StoreError as error:
             raise DownloadError(error.reason, error.detail) from error
         if not chunk:

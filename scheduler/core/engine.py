@@ -11,6 +11,7 @@ from typing import Any
 from scheduler.core import events as ev
 from scheduler.core.counting import HolderCounter
 from scheduler.core.effects import AnyEffect, Noted
+from scheduler.core.epochs import Epochs
 from scheduler.core.graph import graphs_of
 from scheduler.core.limits import SchedulerLimits
 from scheduler.core.membership import Membership
@@ -71,9 +72,17 @@ class SchedulerEngine:
             on_no_right=self._leases.exclude,
             on_replaced=self._replaced,
         )
+        self._epochs = Epochs(
+            self.state,
+            leases=self._leases,
+            swarms=self._swarms,
+            on_hopeless=self._hopeless,
+            on_host_false=self._host_false,
+        )
         self._membership = Membership(
             self.state,
             leases=self._leases,
+            epochs=self._epochs,
             sources=self._sources,
             swarms=self._swarms,
             on_message=self._message,
@@ -93,7 +102,7 @@ class SchedulerEngine:
             msg.StatAnswer: self._sources.answered,
             msg.Report: self._report,
             msg.SizeFound: self._size_found,
-            msg.Checked: self._checked,
+            msg.Checked: self._epochs.checked,
             msg.Withdrawn: self._withdrawn,
             msg.DigestList: self._digest_list,
             msg.HoldersWanted: self._counter.wanted,
@@ -366,67 +375,8 @@ class SchedulerEngine:
         task.leased |= lease.pieces
         self._swarms.describe_again(task)
 
-    def _checked(self, host_id: HostId, checked: msg.Checked) -> None:
-        task = self.state.tasks.get(checked.task_id)
-        if task is None or checked.epoch != task.descriptor.epoch:
-            return
-        if checked.passed:
-            task.sealed[host_id] = None
-            self._leases.name_liars(task)
-            geometry = task.descriptor.geometry
-            if geometry.size_bytes is not None:
-                self._swarms.holds(task, host_id, geometry.all_pieces)
-            return
-        expected = task.descriptor.digest
-        detail = f"the content has the digest {checked.digest}, not {expected}"
-        if task.sealed:
-            detail += "; other hosts have it right: check this host's memory and disk"
-            self._fail_for(task, host_id, detail)
-        elif self._same_twice(task) or task.descriptor.epoch >= self.state.limits.epochs_max:
-            detail += ": check the digest that was asked for, and the origin"
-            self._hopeless(task, Reason.DIGEST_MISMATCH, detail)
-        else:
-            self._void(task, host_id, detail)
-
-    def _fail_for(self, task: Task, host_id: HostId, detail: str) -> None:
+    def _host_false(self, task: Task, host_id: HostId, detail: str) -> None:
         self._sources.fail_host(task.descriptor.source_id, host_id, Reason.DIGEST_MISMATCH, detail)
-
-    @staticmethod
-    def _same_twice(task: Task) -> bool:
-        """A whole second reading by other hosts gave the same pieces: the origin is what it is."""
-        if not task.old_lists:
-            return False
-        return all(
-            (stated := task.listed.get(piece)) is not None and stated.digest == old.digest
-            for piece, old in task.old_lists[-1].items()
-        )
-
-    def _void(self, task: Task, host_id: HostId, detail: str) -> None:
-        task.old_lists.append(task.listed)
-        task.listed = {}
-        # One host alone reads everything now, the one that complained if it did not before.
-        choices = [host_id, *(other for other in task.wanted if other != host_id)]
-        task.sole_reader = next((h for h in choices if h not in task.sole_readers), None)
-        if task.sole_reader is not None:
-            task.sole_readers[task.sole_reader] = None
-        task.fresh = []
-        epoch = task.descriptor.epoch + 1
-        task.descriptor = replace(task.descriptor, epoch=epoch)
-        self._leases.void(task)
-        for holder in list(task.holders):
-            self._swarms.lost(task, holder)
-        task.digests_asked = None
-        self.state.effects.append(
-            Noted(
-                kind="epoch-voided",
-                text=f"as {host_id} found: {detail}; read again as epoch {epoch}",
-                task_id=task.task_id,
-                reason=Reason.DIGEST_MISMATCH,
-            )
-        )
-        for other in task.wanted:
-            self.state.send(other, msg.EpochVoided(task_id=task.task_id, epoch=epoch))
-        self._leases.changed(task)
 
     def _withdrawn(self, host_id: HostId, withdrawn: msg.Withdrawn) -> None:
         task = self.state.tasks.get(withdrawn.task_id)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from scheduler.core import events as ev
 from scheduler.core.effects import CloseSession
+from scheduler.core.epochs import Epochs
 from scheduler.core.origin_lease import LeaseOffice
 from scheduler.core.sources import SourceBook
 from scheduler.core.state import Host, SchedulerState, Source, Task
@@ -53,6 +54,7 @@ class Membership:
         state: SchedulerState,
         *,
         leases: LeaseOffice,
+        epochs: Epochs,
         sources: SourceBook,
         swarms: Swarms,
         on_message: Callable[[HostId, msg.HostMessage], None],
@@ -61,6 +63,7 @@ class Membership:
     ) -> None:
         self._state = state
         self._leases = leases
+        self._epochs = epochs
         self._sources = sources
         self._swarms = swarms
         self._on_message = on_message
@@ -182,12 +185,16 @@ class Membership:
                 self._swarms.lost(state.tasks[task_id], host_id)
         state.hosts[host_id] = host
         state.sessions[session] = host_id
+        reads = {held.task_id for held in hello.leases}
+        told: dict[TaskId, int] = {}
         for holding in hello.holdings:
-            self._adopt_holding(host_id, holding)
+            task_id = holding.descriptor.task_id
+            told[task_id] = holding.descriptor.epoch
+            self._adopt_holding(host_id, holding, reads=task_id in reads)
         if known is not None or hello.holdings:
             self._swarms.host_back(host_id)
         for held in hello.leases:
-            self._leases.adopt(host_id, held)
+            self._leases.adopt(host_id, held, epoch=told.get(held.task_id))
         if known is not None:
             self._leases.forget_run(host_id, hello.leases)
         for task_id in (*lost, *(holding.descriptor.task_id for holding in hello.holdings)):
@@ -195,13 +202,16 @@ class Membership:
             if task is not None and not any(reader.leases for reader in task.readers.values()):
                 self._on_idle(task)
 
-    def _adopt_holding(self, host_id: HostId, holding: msg.Holding) -> None:
+    def _adopt_holding(self, host_id: HostId, holding: msg.Holding, *, reads: bool) -> None:
+        """`reads`: the host works on a lease of it, too."""
         descriptor = holding.descriptor
+        if not self._epochs.is_possible(descriptor.epoch):
+            return
         task = self._state.tasks.get(descriptor.task_id)
         if task is None:
             task = self._sources.new_task(descriptor)
             if not holding.sealed:
-                task.settle_until_ns = task.settle_latest_ns = self._state.now_ns + SETTLE_NS
+                self._let_settle(task)
         elif task.descriptor.geometry.size_bytes is None and (
             descriptor.geometry.size_bytes is not None
         ):
@@ -211,7 +221,14 @@ class Membership:
             descriptor.geometry == task.descriptor.geometry
             and descriptor.piece_digest == task.descriptor.piece_digest
         )
-        if not same_cut or (descriptor.epoch != task.descriptor.epoch and not holding.sealed):
+        if not same_cut:
+            return
+        epoch = task.descriptor.epoch
+        counts = self._epochs.heard(task, host_id, holding, reads=reads)
+        if task.descriptor.epoch != epoch and not holding.sealed:
+            # Others may hold more of that epoch, and be about to say so.
+            self._let_settle(task)
+        if not counts:
             return
         source = self._state.sources.get(descriptor.source_id)
         if source is None:
@@ -229,6 +246,9 @@ class Membership:
         self._settle(task, news=bool(news))
         if holding.sealed:
             task.sealed[host_id] = None
+
+    def _let_settle(self, task: Task) -> None:
+        task.settle_until_ns = task.settle_latest_ns = self._state.now_ns + SETTLE_NS
 
     def _settle(self, task: Task, *, news: bool) -> None:
         """One more host of a task that is not settled told what it holds."""

@@ -268,9 +268,10 @@ class LeaseOffice:
             reader.leases.pop(lease.number, None)
         self.changed(task)
 
-    def adopt(self, host_id: HostId, held: msg.HeldLease) -> None:
+    def adopt(self, host_id: HostId, held: msg.HeldLease, *, epoch: int | None) -> None:
         """A host still works on a lease: of this scheduler before the stream broke, or of one
-        before a restart. It keeps it, unless others read those pieces meanwhile."""
+        before a restart. It keeps it, unless others read those pieces meanwhile, or it is of an
+        epoch that is void by now. `epoch`: the one that the host told, if it did."""
         task = self._state.tasks.get(held.task_id)
         if task is None:
             return
@@ -286,7 +287,8 @@ class LeaseOffice:
             pieces &= geometry.all_pieces
         sequential = geometry.size_bytes is None or not task.descriptor.ranges
         taken = sequential and any(reader.leases for reader in task.readers.values())
-        if taken or not (pieces or sequential):
+        void = epoch not in (None, task.descriptor.epoch)
+        if taken or void or not (pieces or sequential):
             self._state.send(host_id, msg.Leases(revoked=(held.number,)))
             return
         expires_ns = self._state.now_ns + self._state.limits.lease_ttl_ns

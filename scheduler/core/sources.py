@@ -243,6 +243,7 @@ class SourceBook:
             descriptor=descriptor,
             token=self._state.token_source(),
             token_expires_ns=self._state.now_ns + self._state.limits.token_ttl_ns,
+            known_ns=self._state.now_ns,
         )
         self._state.tasks[descriptor.task_id] = task
         return task

@@ -138,6 +138,8 @@ class Task:
     descriptor: TaskDescriptor
     token: bytes
     token_expires_ns: int
+    known_ns: int
+    """Since when this scheduler knows of it."""
     wanted: dict[HostId, CollectionId] = field(default_factory=dict)
     """Hosts that fetch it now."""
     collections: dict[CollectionId, int] = field(default_factory=dict)

@@ -161,6 +161,80 @@ def test_a_leaseholder_that_lies_voids_the_epoch_and_is_named() -> None:
     assert {whom for _, whom in world.blamed} == {"node-1"}
 
 
+def second_epoch(world: World, *, away: HostId) -> None:
+    """Runs until a void epoch is being read again, which the host that is away missed. It holds
+    pieces of the void one."""
+    liar = world.nodes[HostId("node-1")]
+    liar.lie = "origin"
+    want_all(world)
+    assert world.run(until=lambda: len(held_by(world, away)) >= 4, limit_s=5)
+    world.nodes[away].crash()
+    others = [node for node in world.nodes.values() if node.host_id != away]
+    assert world.run(until=lambda: epoch_of(world) == 2, limit_s=20)
+    liar.lie = ""  # Its memory was bad for a moment.
+    assert world.run(
+        until=lambda: all(
+            content.descriptor.epoch == 2 and len(content.pieces) >= 4
+            for node in others
+            for content in node.contents.values()
+        ),
+        limit_s=20,
+    )
+
+
+def held_by(world: World, host_id: HostId) -> dict[int, object]:
+    return {n: r for pieces in world.nodes[host_id].disk.values() for n, r in pieces.items()}
+
+
+def epoch_of(world: World) -> int:
+    assert world.scheduler is not None
+    return max((task.descriptor.epoch for task in world.scheduler.state.tasks.values()), default=0)
+
+
+@pytest.mark.parametrize("first", ["old", "new", "late"])
+def test_a_void_epoch_stays_void_when_the_scheduler_comes_back(first: str) -> None:
+    away = HostId("node-0")
+    world = make_world(4, 16 * MIB)
+    second_epoch(world, away=away)
+    held = {host_id: len(held_by(world, host_id)) for host_id in world.nodes}
+    world.kill_scheduler()
+    if first == "old":
+        world.nodes[away].restart()  # Its stream is the first: hosts come in this order.
+    world.start_scheduler()
+    if first != "old":
+        world.run_for(0.1 if first == "new" else 3)
+        world.nodes[away].restart()
+    finish(world)
+    for host_id, node in world.nodes.items():
+        assert node.reason is None
+        assert host_id == away or len(held_by(world, host_id)) >= held[host_id]
+    # The void epoch, what was read of the next one, and no more.
+    assert world.origin_copies() <= 2.1
+    assert max(world.control.counts.values()) < 2_000, "leases go back and forth"
+
+
+def test_a_void_epoch_that_was_told_alone_is_void_when_others_come_back() -> None:
+    """The scheduler comes back when only the host is there that missed the void, and hosts with
+    the newer epoch come when leases of the older one are out."""
+    away = HostId("node-0")
+    world = make_world(4, 16 * MIB)
+    second_epoch(world, away=away)
+    world.kill_scheduler()
+    others = [node for node in world.nodes.values() if node.host_id != away]
+    for node in others:
+        node.crash()
+    world.nodes[away].restart()
+    world.start_scheduler()
+    world.run_for(1.2)
+    assert epoch_of(world) == 1
+    for node in others:
+        node.restart()
+    finish(world)
+    assert epoch_of(world) == 2
+    assert {node.reason for node in world.nodes.values()} == {None}
+    assert max(world.control.counts.values()) < 2_000, "leases go back and forth"
+
+
 def test_a_wrong_digest_from_the_user_fails_with_that_reason() -> None:
     world = make_world(2)
     for node in world.nodes.values():

@@ -200,7 +200,7 @@ class PeerMachine(PlanRules, QuestionRules):
     def want(self) -> None:
         number = self.next_number()
         self.wanted.add(number)
-        source = ev.Source(SOURCE, None, DIGEST, "http://o/x", None)
+        source = ev.Source(SOURCE, TASK, DIGEST, "http://o/x", None)
         self.feed(
             ev.Want,
             download_id=DownloadId(number),
@@ -407,10 +407,10 @@ class PeerMachine(PlanRules, QuestionRules):
     # ------------------------------------------------------------ the origin
 
     @precondition(lambda self: self.stats)
-    @rule(works=st.booleans())
-    def stat_ends(self, works: bool) -> None:
+    @rule(works=st.booleans(), same=st.sampled_from([True, True, False, None]))
+    def stat_ends(self, works: bool, same: bool | None) -> None:
         request = next(iter(self.stats))
-        del self.stats[request]
+        sample = self.stats.pop(request).sample
         self.feed(
             ev.StatEnded,
             request_id=request,
@@ -418,6 +418,7 @@ class PeerMachine(PlanRules, QuestionRules):
             size_bytes=PIECES * PIECE,
             validator='"v"',
             ranges=True,
+            same=None if sample is None or not works else same,
         )
 
     @precondition(lambda self: self.reads)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from scheduler.core import events as ev
 from scheduler.core.limits import SchedulerLimits
+from scheduler.core.state import Task
 from shoal.runtime.control_codec import decode_scheduler_batch, encode_scheduler_batch
 from shoal.wire import bitfield
 from shoal.wire import control as msg
@@ -61,6 +62,8 @@ class Swarm(RuleBasedStateMachine):
         super().__init__()
         self.rig = Rig(LIMITS)
         self.granted: dict[LeaseNumber, tuple[str, msg.Lease]] = {}
+        self.epochs: list[tuple[Task, int]] = []
+        """The last one seen of each task; one that is forgotten begins anew."""
 
     def _send(self, name: str, *messages: msg.HostMessage) -> None:
         session = self.rig.sessions.get(name)
@@ -91,6 +94,7 @@ class Swarm(RuleBasedStateMachine):
         generation=st.integers(1, 2),
         held=MASKS,
         sealed=st.booleans(),
+        epoch=st.sampled_from([1, 1, 1, 2, 3, 99]),
         number=st.integers(1, 3),
         reading=MASKS,
         port=st.integers(1, 2),
@@ -101,13 +105,16 @@ class Swarm(RuleBasedStateMachine):
         generation: int,
         held: int,
         sealed: bool,
+        epoch: int,
         number: int,
         reading: int,
         port: int,
     ) -> None:
         everything = (1 << PIECES) - 1
         holding = msg.Holding(
-            descriptor=descriptor_of(PIECES), held=everything if sealed else held, sealed=sealed
+            descriptor=descriptor_of(PIECES, epoch=epoch),
+            held=everything if sealed else held,
+            sealed=sealed,
         )
         self.rig.connect(
             name,
@@ -322,6 +329,20 @@ class Swarm(RuleBasedStateMachine):
     def every_live_lease_will_be_looked_at(self) -> None:
         if self.rig.engine.state.leases:
             assert self.rig.engine.next_deadline_ns() is not None
+
+    @invariant()
+    def epochs_only_rise(self) -> None:
+        for task, epoch in self.epochs:
+            assert task.descriptor.epoch >= epoch
+        tasks = self.rig.engine.state.tasks.values()
+        self.epochs = [(task, task.descriptor.epoch) for task in tasks]
+
+    @invariant()
+    def leases_are_of_the_present_epoch(self) -> None:
+        state = self.rig.engine.state
+        for _, lease in self.granted.values():
+            if lease.number in state.leases:
+                assert lease.epoch == state.tasks[lease.task_id].descriptor.epoch
 
     def teardown(self) -> None:
         """When all hosts are gone for good nothing is left, whatever happened before."""

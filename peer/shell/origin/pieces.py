@@ -102,7 +102,7 @@ class PieceRun:
             length = geometry.length_bytes(piece)
             buffer = await self._buffers.acquire(length)
             try:
-                filled = await self._fill(body, buffer.view)
+                filled = await fill(body, buffer.view, self._turns)
                 if filled < length:
                     size_bytes = geometry.offset_bytes(piece) + filled
                 elif geometry.size_bytes is not None and piece + 1 == end_piece:
@@ -131,38 +131,13 @@ class PieceRun:
             raise cancelled
 
     async def _skip(self, body: OriginBody) -> None:
-        left = body.skip_bytes
-        if left == 0:
+        if body.skip_bytes == 0:
             return
-        buffer = await self._buffers.acquire(min(left, RECEIVE_BYTES_MAX))
+        buffer = await self._buffers.acquire(min(body.skip_bytes, RECEIVE_BYTES_MAX))
         try:
-            while left:
-                filled = await self._fill(body, buffer.view[:left])
-                if filled == 0:
-                    raise OriginError(
-                        Reason.ORIGIN_CHANGED,
-                        "the content changed: it ends before bytes that it had when the download "
-                        "began; start the download again",
-                    )
-                left -= filled
+            await skip(body, buffer.view, self._turns)
         finally:
             buffer.release()
-
-    async def _fill(self, body: OriginBody, view: memoryview) -> int:
-        """Fills the view unless the body ends before; returns how far."""
-        filled = 0
-        while filled < len(view):
-            # Nothing is paid while nothing is there: other connections can use it meanwhile.
-            if not await body.wait():
-                break
-            paid = await self._turns.acquire(min(RECEIVE_BYTES_MAX, len(view) - filled))
-            count = 0
-            try:
-                count = await body.receive_into(view[filled : filled + paid])
-            finally:
-                self._turns.settle(paid, count)
-            filled += count
-        return filled
 
     async def _wait_storing(self, down_to: int) -> None:
         while len(self._storing) > down_to and self._failure is None:
@@ -200,6 +175,38 @@ class PieceRun:
         record = PieceRecord(digest=digest, lease_number=effect.lease_number, read_here=True)
         self._store.write_piece(descriptor.task_id, piece, descriptor.epoch, data, record)
         return digest
+
+
+async def skip(body: OriginBody, view: memoryview, turns: Turns) -> None:
+    """Throws away what comes before the start that was asked for, by way of a view. Raises
+    OriginError."""
+    left = body.skip_bytes
+    while left:
+        filled = await fill(body, view[:left], turns)
+        if filled == 0:
+            raise OriginError(
+                Reason.ORIGIN_CHANGED,
+                "the content changed: it ends before bytes that it had when the download "
+                "began; start the download again",
+            )
+        left -= filled
+
+
+async def fill(body: OriginBody, view: memoryview, turns: Turns) -> int:
+    """Fills a view unless the body ends before; returns how far. Raises OriginError."""
+    filled = 0
+    while filled < len(view):
+        # Nothing is paid while nothing is there: other connections can use it meanwhile.
+        if not await body.wait():
+            break
+        paid = await turns.acquire(min(RECEIVE_BYTES_MAX, len(view) - filled))
+        count = 0
+        try:
+            count = await body.receive_into(view[filled : filled + paid])
+        finally:
+            turns.settle(paid, count)
+        filled += count
+    return filled
 
 
 def end_of(effect: ReadOrigin) -> int | None:

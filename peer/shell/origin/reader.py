@@ -15,6 +15,7 @@ from peer.core.effects import CancelOrigin, ReadOrigin, StatOrigin
 from peer.core.events import AnyEvent, OriginPieceStored, OriginReadEnded, StatEnded
 from peer.shell.errors import OriginError
 from peer.shell.origin.base import Origins, OriginStat
+from peer.shell.origin.comparing import Comparing, HeldPieces
 from peer.shell.origin.pieces import Buffers, PieceRun, PieceSink, end_of
 from peer.shell.origin.request import OriginRequest
 from peer.shell.store.errors import StoreError
@@ -71,6 +72,10 @@ class Rights(Protocol):
         ...
 
 
+class PieceStore(PieceSink, HeldPieces, Protocol):
+    """Where pieces are written, and held; `peer.shell.store.content.ContentStore`."""
+
+
 class OriginReader:
     """The shell of everything that this host asks of origins. A request that its origin refuses is
     made once more if its user has a fresh right to show. `post` and all methods belong to the
@@ -81,7 +86,7 @@ class OriginReader:
         self,
         origins: Origins,
         rights: Rights,
-        store: PieceSink,
+        store: PieceStore,
         buffers: Buffers,
         offload: Offload,
         download_turns: Turns,
@@ -100,6 +105,7 @@ class OriginReader:
         self._supervisor = supervisor
         self._efforts: dict[RequestId, _Effort] = {}
         self._stat_slots = asyncio.Semaphore(STATS_AT_ONCE)
+        self._comparing = Comparing(store, offload, download_turns)
         self._idle = asyncio.Event()
         self._closed = False
 
@@ -107,7 +113,7 @@ class OriginReader:
         """Begins a stat; `StatEnded` is its end."""
         self._begin(
             effect.request_id,
-            lambda: self._stat(effect.source_id, effect.credential),
+            lambda: self._stat(effect),
             lambda result: self._end_stat(effect.request_id, result),
         )
 
@@ -186,18 +192,28 @@ class OriginReader:
                 self._idle.set()
             end(result)
 
-    async def _stat(self, source_id: SourceId, credential: str) -> OriginStat:
+    async def _stat(self, effect: StatOrigin) -> tuple[OriginStat, bool | None]:
+        """What the origin says, and whether it has the bytes of the sample."""
+
         async def stat(request: OriginRequest) -> OriginStat:
             return await self._origins.of(request).stat(request)
 
         async with self._stat_slots:
             try:
                 async with asyncio.timeout(STAT_TIMEOUT_S):
-                    return await self._with_right(source_id, credential, stat)
+                    found = await self._with_right(effect.source_id, effect.credential, stat)
             except TimeoutError:
                 raise OriginError(
                     Reason.ORIGIN_FAILED, f"the origin did not answer in {STAT_TIMEOUT_S:g} s"
                 ) from None
+        sample = effect.sample
+        if sample is None:
+            return found, None
+
+        async def compare(request: OriginRequest) -> bool | None:
+            return await self._comparing.same(sample, self._origins.of(request), request, found)
+
+        return found, await self._with_right(effect.source_id, effect.credential, compare)
 
     async def _read(self, effect: ReadOrigin) -> int | None:
         """Returns the size where the read found it out."""
@@ -285,15 +301,19 @@ class OriginReader:
             )
         )
 
-    def _end_stat(self, request_id: RequestId, result: OriginStat | _Failure) -> None:
-        if isinstance(result, OriginStat):
+    def _end_stat(
+        self, request_id: RequestId, result: tuple[OriginStat, bool | None] | _Failure
+    ) -> None:
+        if isinstance(result, tuple):
+            found, same = result
             event = StatEnded(
                 now_ns=self._clock.now_ns(),
                 request_id=request_id,
                 reason=None,
-                size_bytes=result.size_bytes,
-                validator=result.validator,
-                ranges=result.ranges,
+                size_bytes=found.size_bytes,
+                validator=found.validator,
+                ranges=found.ranges,
+                same=same,
             )
         else:
             event = StatEnded(

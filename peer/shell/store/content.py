@@ -261,6 +261,11 @@ class ContentStore:
         DISK_FAILED if the bytes are not to be trusted or can't be had."""
         return self._lender.lend(task_id)
 
+    def read_held(self, task_id: TaskId, start_byte: int, end_byte: int) -> bytes:
+        """Bytes of pieces that are held; fewer where the file ends before. Raises StoreError as
+        `lend` does."""
+        return self._lender.read(task_id, start_byte, end_byte)
+
     def deliver(
         self,
         task_id: TaskId,

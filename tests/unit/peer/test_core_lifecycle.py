@@ -100,17 +100,6 @@ def test_an_older_epoch_counts_for_a_host_that_holds_nothing() -> None:
     assert rig.of(fx.ReadOrigin)
 
 
-def test_an_older_epoch_changes_nothing_of_what_is_held() -> None:
-    rig = Rig().start()
-    rig.tell(msg.EpochVoided(task_id=TASK, epoch=2))
-    rig.open()
-    rig.parent(1, held=0b11, epoch=2)
-    rig.fetched(rig.of(fx.FetchPiece)[0])
-    rig.described(describe(epoch=1))
-    assert rig.task.descriptor.epoch == 2
-    assert rig.task.held
-
-
 def test_a_known_size_is_never_forgotten() -> None:
     rig = Rig().start()
     rig.described(describe(None))

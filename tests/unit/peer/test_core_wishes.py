@@ -29,9 +29,15 @@ from tests.unit.peer.core_rig import (
 
 
 def stat_ends(rig: Rig, reason: Reason | None = None, **fields: Any) -> None:
-    request = rig.all(fx.StatOrigin)[-1].request_id
-    values: dict[str, Any] = {"size_bytes": 4 * PIECE, "validator": '"v"', "ranges": True, **fields}
-    rig.feed(ev.StatEnded, request_id=request, reason=reason, **values)
+    stat = rig.all(fx.StatOrigin)[-1]
+    values: dict[str, Any] = {
+        "size_bytes": 4 * PIECE,
+        "validator": '"v"',
+        "ranges": True,
+        "same": None if stat.sample is None or reason is not None else True,
+        **fields,
+    }
+    rig.feed(ev.StatEnded, request_id=stat.request_id, reason=reason, **values)
 
 
 def lease_ends(rig: Rig) -> list[tuple[int, Reason | None]]:
@@ -150,7 +156,12 @@ def test_who_has_no_credential_is_not_let_in_with_one_who_has() -> None:
     assert not rig.said(msg.StatAnswer), "it would end the other download as well"
     rig.want(3)
     stat_ends(rig)
-    assert rig.of(fx.SourceResolved)
+    assert not rig.of(fx.SourceResolved), "what the other brings may not be from there"
+    rig.open()
+    rig.lease(0, 1)
+    rig.read(rig.one(fx.ReadOrigin).request_id, 0)
+    stat_ends(rig)
+    assert rig.one(fx.SourceResolved).download_id == 3
 
 
 def test_a_yes_to_something_of_another_size_is_none() -> None:
@@ -167,15 +178,14 @@ def test_a_yes_to_something_of_another_size_is_none() -> None:
 
 def test_a_verdict_expires() -> None:
     rig = sealed_rig()
-    rig.want(1, sources=(source(credential="k"),))
+    rig.want(1, sources=(source(credential="k", task_id=TASK),))
     stat_ends(rig)
-    rig.described()
     assert rig.one(fx.DownloadEnded).reason is None
-    rig.want(2, sources=(source(credential="k"),))
+    rig.want(2, sources=(source(credential="k", task_id=TASK),))
     assert not rig.of(fx.StatOrigin)
     assert rig.one(fx.DownloadEnded).reason is None
     rig.tick(301_000)
-    rig.want(3, sources=(source(credential="k"),))
+    rig.want(3, sources=(source(credential="k", task_id=TASK),))
     assert rig.of(fx.StatOrigin)
 
 

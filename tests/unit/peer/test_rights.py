@@ -112,3 +112,16 @@ def test_nobody_is_asked_who_cannot_answer() -> None:
         assert await rights.renewed(SourceId("b" * 64), "", OLD, REFUSED) is None
 
     asyncio.run(run())
+
+
+def test_those_who_show_nothing_ask_where_the_operator_said_if_one_of_them_does() -> None:
+    rights = Rights()
+    own = OriginRequest("http://mine.example/b")
+    named = OriginRequest("https://registry.example/b")
+    rights.add(KEY, own, None)
+    assert rights.resolve(*KEY) == own
+    rights.add(KEY, named, None, trusted=True)
+    assert rights.resolve(*KEY) == named
+    rights.add(KEY, own, None)
+    rights.remove(KEY, None)
+    assert rights.resolve(*KEY) == named

@@ -418,15 +418,16 @@ def test_a_lease_of_an_unknown_task_is_not_adopted() -> None:
     assert not rig.engine.state.leases
 
 
-def test_an_inventory_of_another_cut_or_epoch_is_not_mixed_in() -> None:
+def test_an_inventory_of_another_cut_or_an_older_epoch_is_not_mixed_in() -> None:
     rig = Rig()
     rig.start("a", pieces=4)
-    other_cut = msg.Holding(descriptor=descriptor_of(5), held=0b1, sealed=False)
+    rig.check("a", passed=False, digest="sha256:00")
+    other_cut = msg.Holding(descriptor=descriptor_of(5, epoch=2), held=0b1, sealed=False)
     rig.connect("b", holdings=(other_cut,))
-    other_epoch = msg.Holding(descriptor=descriptor_of(4, epoch=2), held=0b1, sealed=False)
-    rig.connect("c", holdings=(other_epoch,))
+    older = msg.Holding(descriptor=descriptor_of(4, epoch=1), held=0b1, sealed=False)
+    rig.connect("c", holdings=(older,))
     assert not rig.engine.state.tasks[DIGEST_TASK].holders
-    sealed = msg.Holding(descriptor=descriptor_of(4, epoch=2), held=0b1111, sealed=True)
+    sealed = msg.Holding(descriptor=descriptor_of(4, epoch=1), held=0b1111, sealed=True)
     rig.connect("c", holdings=(sealed,))
     assert rig.engine.state.tasks[DIGEST_TASK].covered == 0b1111
 
