@@ -74,13 +74,14 @@ class Epochs:
     def _begin(self, task: Task, epoch: int, host_id: HostId, why: str) -> None:
         """All that was told of the present epoch is void."""
         task.listed = {}
+        task.listed_pieces = 0
         task.fresh = []
         task.descriptor = replace(task.descriptor, epoch=epoch)
         self._leases.void(task)
         for holder in list(task.holders):
             if holder not in task.sealed:
                 self._swarms.lost(task, holder)
-        task.digests_asked = None
+        task.digests_asked.clear()
         self._state.effects.append(
             Noted(
                 kind="epoch-voided",

@@ -155,6 +155,7 @@ class LeaseOffice:
         self, task: Task, piece: int, digest: bytes, number: LeaseNumber, host_id: HostId
     ) -> None:
         task.listed[piece] = Stated(digest, number, host_id)
+        task.listed_pieces |= 1 << piece
         task.fresh.append(piece)
 
     def name_liars(self, task: Task) -> None:
@@ -191,7 +192,11 @@ class LeaseOffice:
     def listed_by_holder(self, host_id: HostId, answer: msg.DigestList) -> None:
         """A holder tells digests that this scheduler does not know (it was restarted)."""
         task = self._state.tasks.get(answer.task_id)
-        if task is None or answer.epoch != task.descriptor.epoch or task.digests_asked != host_id:
+        if (
+            task is None
+            or answer.epoch != task.descriptor.epoch
+            or host_id not in task.digests_asked
+        ):
             return
         for offset, digest in enumerate(answer.digests):
             piece = answer.first_piece + offset

@@ -149,6 +149,8 @@ class Task:
     doubted: dict[HostId, int] = field(default_factory=dict)
     """Pieces that a holder claims and did not give, or gave wrong, as others reported."""
     listed: dict[int, Stated] = field(default_factory=dict)
+    listed_pieces: int = 0
+    """The same as a mask."""
     old_lists: list[dict[int, Stated]] = field(default_factory=list)
     """Of the epochs before, to find out who stated wrong digests."""
     sole_reader: HostId | None = None
@@ -162,7 +164,8 @@ class Task:
     tokens_told: dict[HostId, int] = field(default_factory=dict)
     fresh: list[int] = field(default_factory=list)
     """Pieces whose digest the swarm was not told yet."""
-    digests_asked: HostId | None = None
+    digests_asked: dict[HostId, int] = field(default_factory=dict)
+    """Holders that were asked for digests that nobody told, and when."""
     settle_until_ns: int = 0
     """After a restart: no lease before the other hosts had time to say what they hold."""
     settle_latest_ns: int = 0

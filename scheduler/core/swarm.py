@@ -8,6 +8,7 @@ ones each host is connected to its parents (`scheduler.core.overlay`), and finds
 from collections.abc import Callable
 
 from scheduler.core.board import Board, Boards
+from scheduler.core.confirming import DigestQuestions
 from scheduler.core.state import Collection, SchedulerState, Task, Waiting
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId, TaskId
@@ -20,6 +21,7 @@ class Swarms:
     def __init__(self, state: SchedulerState, *, on_roots: Callable[[Collection], None]) -> None:
         self._state = state
         self._boards = Boards(state, let_in=self.let_in, name=self.name_parents, on_roots=on_roots)
+        self._questions = DigestQuestions(state)
         self._new_parents: dict[CollectionId, dict[HostId, None]] = {}
         self._fresh: dict[str, Task] = {}
         self._descriptions: dict[TaskId, msg.Described] = {}
@@ -35,7 +37,7 @@ class Swarms:
         self._tell_token(task, host_id)
         self._state.send(host_id, self._described(task, waiting))
         self._send_digests(task, [host_id], sorted(task.listed))
-        self._ask_for_digests(task)
+        self._questions.look(task)
         self._new_parents.setdefault(waiting.collection_id, {})[host_id] = None
         collection = self._state.collections[waiting.collection_id]
         if collection.collection_id not in task.collections:
@@ -62,6 +64,7 @@ class Swarms:
     def publish(self) -> None:
         """Parents, maps and digests that are due. At the end of every event."""
         self.push_parents()
+        self._questions.ask_if_due()
         told = self.push_digests_if_due()
         self._boards.publish_if_due(told)
 
@@ -118,23 +121,6 @@ class Swarms:
                 task_id=task.task_id, token=task.token, ttl_ms=ttl_ms
             )
         self._state.send(host_id, known)
-
-    def _ask_for_digests(self, task: Task) -> None:
-        """After a restart nobody told us the digests of what others hold whole."""
-        if task.digests_asked is not None or not task.covered:
-            return
-        unlisted = [piece for piece in (0,) if piece not in task.listed]
-        if len(task.listed) >= task.covered.bit_count() and not unlisted:
-            return
-        connected = [
-            host_id
-            for host_id in task.holders
-            if (host := self._state.hosts.get(host_id)) is not None and host.session is not None
-        ]
-        if connected:
-            best = max(connected, key=lambda host_id: task.holders[host_id].bit_count())
-            task.digests_asked = best
-            self._state.send(best, msg.DigestsWanted(task_id=task.task_id))
 
     # ------------------------------------------------------------ parents
 
@@ -237,8 +223,7 @@ class Swarms:
         self._boards.host_back(host_id)
         for task in self._state.tasks.values():
             task.tokens_told.pop(host_id, None)
-            if task.digests_asked == host_id:
-                task.digests_asked = None
+            self._questions.host_gone(task, host_id)
         for collection in self._state.collections.values():
             collection.told.pop(host_id, None)
             # Its address may be another one now, and what it holds may help everybody again.
@@ -271,8 +256,7 @@ class Swarms:
                     )
         for task in self._state.tasks.values():
             task.tokens_told.pop(host_id, None)
-            if task.digests_asked == host_id:
-                task.digests_asked = None
+            self._questions.host_gone(task, host_id)
             if host_id in task.holders:
                 self.lost(task, host_id)
 
@@ -285,6 +269,8 @@ class Swarms:
         task.holders[host_id] = task.holders.get(host_id, 0) | new
         task.covered |= new & ~task.doubted.get(host_id, 0)
         self._state.hosts[host_id].holdings[task.task_id] = None
+        if new & ~task.listed_pieces:
+            self._questions.look(task)
         self._boards.changed(task, host_id)
 
     def lost(self, task: Task, host_id: HostId) -> None:

@@ -26,6 +26,11 @@ def whole(pieces: int = 4, *, sealed: bool = True) -> tuple[msg.Holding, ...]:
     return (msg.Holding(descriptor=descriptor_of(pieces), held=held, sealed=sealed),)
 
 
+def some(pieces: int) -> tuple[msg.Holding, ...]:
+    """An inventory of a part of it."""
+    return (msg.Holding(descriptor=descriptor_of(4), held=pieces, sealed=False),)
+
+
 def added(rig: Rig, name: str) -> list[str]:
     """Parents named to a host since the last look."""
     return [parent.host_id for m in rig.got(name, msg.Parents) for parent in m.added]
@@ -102,6 +107,61 @@ def test_a_known_list_is_not_asked_for() -> None:
     rig.read_all("a")
     rig.connect("b", join_of(member()))
     assert not rig.got("a", msg.DigestsWanted)
+
+
+def list_of(*pieces: int) -> msg.DigestList:
+    return msg.DigestList(
+        task_id=DIGEST_TASK,
+        epoch=1,
+        first_piece=0,
+        digests=tuple(digest_of(piece) if piece in pieces else b"" for piece in range(4)),
+    )
+
+
+def test_holders_are_asked_until_the_list_has_all_that_is_held() -> None:
+    rig = Rig()
+    rig.connect("a", holdings=some(0b0111))
+    rig.connect("b", holdings=some(0b1100))
+    rig.connect("c", join_of(member()))
+    rig.answer("c")
+    assert rig.got("a", msg.DigestsWanted)
+    rig.send("a", list_of(0, 1, 2))
+    rig.wait(1)
+    assert not rig.got("a", msg.DigestsWanted)
+    assert rig.got("b", msg.DigestsWanted), "nobody else can tell of the last piece"
+    rig.send("b", list_of(2, 3))
+    rig.wait(10)
+    assert set(rig.engine.state.tasks[DIGEST_TASK].listed) == {0, 1, 2, 3}
+    assert not rig.got("a", msg.DigestsWanted)
+    assert not rig.got("b", msg.DigestsWanted)
+
+
+def test_a_holder_that_tells_nothing_is_not_waited_for() -> None:
+    rig = Rig()
+    rig.connect("a", holdings=some(0b1111))
+    rig.connect("b", holdings=some(0b1111))
+    rig.connect("c", join_of(member()))
+    rig.answer("c")
+    assert rig.got("a", msg.DigestsWanted)
+    rig.wait(3)
+    assert rig.got("b", msg.DigestsWanted)
+    rig.wait(60)
+    asked = [rig.got(name, msg.DigestsWanted) for name in "ab"]
+    assert all(5 < len(questions) < 40 for questions in asked), "again, but not all the time"
+    rig.send("c", msg.Leave(collection_id=next(iter(rig.engine.state.collections))))
+    rig.wait(5)
+    for name in "ab":
+        rig.got(name, msg.DigestsWanted)
+    rig.wait(60)
+    assert not any(rig.got(name, msg.DigestsWanted) for name in "ab"), "nobody wants it"
+
+
+def test_what_comes_to_be_held_later_is_asked_for() -> None:
+    rig = Rig()
+    rig.connect("c", join_of(member()))
+    rig.answer("c")
+    rig.connect("a", holdings=some(0b0001))
+    assert rig.got("a", msg.DigestsWanted)
 
 
 def test_another_holder_is_asked_when_the_first_is_gone() -> None:
