@@ -152,9 +152,17 @@ def _identity(target: Path | None) -> tuple[int, ...] | None:
 
 def _follow(client: LocalClient, body: dict[str, Any], outcome: Outcome, bar: Bar) -> None:
     outcome.begin()
-    for event in client.lines("/v1/downloads", body):
-        outcome.take(event)
-        bar.update(event)
+    try:
+        for event in client.lines("/v1/downloads", body):
+            outcome.take(event)
+            bar.update(event)
+    except DaemonError as error:
+        if error.reason == "usage" and "'own_files'" in error.detail:
+            raise DaemonError(
+                "usage",
+                "--own-files: the daemon is of an older version: update it or leave the option out",
+            ) from None
+        raise
     if not outcome.ok and not outcome.reason:
         outcome.fail("failed", "the daemon ended without an answer")
 

@@ -94,7 +94,7 @@ def request_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[Path |
         "demand": "whole",
         "timeout_ms": timeout_of(options.timeout),
     }
-    if options.own_files:
+    if options.own_files and any(outputs):
         body["own_files"] = True  # Daemons from before it was known would refuse its name.
     return body, outputs
 

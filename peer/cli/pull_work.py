@@ -226,6 +226,8 @@ def _fetch(
             from peer.cli.alone import download_alone
 
             store = plan.work / "store"
+            # It ends with the pull: nobody else has what is linked into it, and no copy is needed.
+            body.pop("own_files", None)
             download_alone(options, body, outputs, outcome, bar, root=store, renew=right.renew)
         else:
             let_daemon_download(client, options, body, outputs, outcome, bar)

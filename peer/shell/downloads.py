@@ -61,7 +61,8 @@ FILE_MODE_EVENTS_MAX: Final = 2 * COLLECTION_TASKS_MAX + 16
 
 WHY_NOT_COUNTED: Final = {
     Reason.NO_SCHEDULER: "the daemon has no scheduler now",
-    Reason.TIMEOUT: "the scheduler did not answer in time; one of an older version never does",
+    Reason.TIMEOUT: "the scheduler did not answer in time; try again, unless it is of an older "
+    "version",
     Reason.OVERLOADED: "too many such questions wait for the scheduler; try again",
 }
 

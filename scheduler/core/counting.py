@@ -2,7 +2,7 @@
 
 A host may ask about contents that it has proven no right to (its user looks at a model before
 anybody there wants it), so it is never told who holds them, where they come from or what their
-pieces are. Decides what counts as held, and how much one host may ask.
+pieces are. Decides what counts as held, how much one host may ask, and how much all of them.
 """
 
 from collections.abc import Set
@@ -12,6 +12,9 @@ from scheduler.core.state import Host, SchedulerState, Task
 from shoal.wire import control as msg
 from shoal.wire.ids import HostId, TaskId
 from shoal.wire.limits import SECOND_NS
+
+TASK_LOOKS: Final = 50
+"""To look up a task and to tell of it costs as much as to look at so many holders."""
 
 # Sets of hosts are only ever counted here: their order decides nothing. Where swarms are large and
 # questions long, what counts is that no set is built that another one holds already.
@@ -35,11 +38,15 @@ class HolderCounter:
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
+        self._paid_ns = -(1 << 62)
+        """Until when the time of the answers so far is used up."""
 
     def wanted(self, host_id: HostId, question: msg.HoldersWanted) -> None:
-        """Answers at once. A host that asks too much is left without an answer: its wait has an
-        end. O(holders of all tasks together)."""
+        """Answers at once. A host that asks too much, and all while they do together, are left
+        without an answer: their wait has an end. O(holders of all tasks together)."""
         if not self._may_ask(self._state.hosts[host_id], len(question.task_ids)):
+            return
+        if not self._is_time_for(question.task_ids):
             return
         counts: dict[TaskId, msg.TaskHolders] = {}
         found: dict[TaskId, Holders] = {}
@@ -64,6 +71,20 @@ class HolderCounter:
             host.asked_since_ns, host.asked_tasks = self._state.now_ns, 0
         host.asked_tasks += tasks
         return host.asked_tasks <= self._state.limits.holder_tasks_per_s_max
+
+    def _is_time_for(self, task_ids: tuple[TaskId, ...]) -> bool:
+        """Whether what was answered so far left time for questions; this one is paid then."""
+        now_ns, limits = self._state.now_ns, self._state.limits
+        if self._paid_ns > now_ns:
+            return False
+        looks = TASK_LOOKS * len(task_ids) + sum(
+            len(task.holders)
+            for task_id in task_ids
+            if (task := self._state.tasks.get(task_id)) is not None
+        )
+        saved_ns = now_ns - limits.holder_looks_saved_ns
+        self._paid_ns = max(self._paid_ns, saved_ns) + looks * limits.holder_look_ns
+        return True
 
     def _count_some(self, found: dict[TaskId, Holders]) -> int:
         """Hosts that hold something of any of the tasks."""

@@ -57,4 +57,10 @@ class SchedulerLimits:
     holder_tasks_per_s_max: int = 2 * COLLECTION_TASKS_MAX
     """Tasks that one host may ask for the holders of in a second: two of the largest collections.
     Each costs a look at all of its holders."""
+    holder_look_ns: int = 1_000
+    """Each look at a holder is paid with so much time of all hosts' questions together. It takes a
+    tenth of that, a third where hosts are away: questions never hold up the swarms for long."""
+    holder_looks_saved_ns: int = 10 * SECOND_NS
+    """Time that was not asked in is saved up to this: one question for the largest collection, of a
+    thousand hosts that have all of it, is answered."""
     story_events_max: int = 256

@@ -213,6 +213,17 @@ def test_files_of_their_own_through_a_daemon(tmp_path: Path, registry: Registry)
     assert registry.sent_bytes.total() < read_bytes + 100, "no layer was read again"
 
 
+def test_a_pull_on_its_own_copies_nothing_to_make_files_of_their_own(
+    tmp_path: Path, registry: Registry
+) -> None:
+    model(registry)
+    done = pull(registry, tmp_path, "--own-files")
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["layers"][0]["how"] in ("hard-link", "reflink")
+    own = (tmp_path / "out/weights/a.safetensors").stat()
+    assert (own.st_nlink, stat.S_IMODE(own.st_mode), own.st_mtime) == (1, 0o600, 1714979289)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_registry_at_an_ipv6_address_with_a_certificate_of_its_own(
     tmp_path: Path, alone: bool

@@ -14,6 +14,7 @@ import pytest
 
 from peer.cli import get
 from peer.cli.main import run
+from peer.shell import api_json
 from peer.shell.api_types import Failed
 from shoal.wire.errors import Reason
 from tests.fakes.answers import digest_of
@@ -262,6 +263,20 @@ def test_ctrl_c_cancels_and_tells_how_to_go_on(daemon: LocalDaemon, tmp_path: Pa
     assert command.returncode == 130
     assert b"run the same command again" in printed
     assert not target.exists()
+
+
+def test_an_older_daemon_that_does_not_know_files_of_their_own_is_named(
+    daemon: LocalDaemon,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = tuple(name for name in api_json.REQUEST_FIELDS if name != "own_files")
+    monkeypatch.setattr(api_json, "REQUEST_FIELDS", known)
+    assert shoal_get(daemon, URL, "-O", str(tmp_path / "out.bin"), "--own-files") == 2
+    assert "the daemon is of an older version: update it" in capsys.readouterr().err
+    # Where there is no file it is not asked for one.
+    assert shoal_get(daemon, URL, "-O", "-", "--own-files") == 0
 
 
 def test_a_reader_that_goes_away_is_no_traceback(daemon: LocalDaemon) -> None:

@@ -1,10 +1,12 @@
 """What a scheduler says of how much of a task the swarm holds."""
 
+from scheduler.core.counting import TASK_LOOKS
 from scheduler.core.limits import SchedulerLimits
 from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import HostId, SourceId, TaskId
+from shoal.wire.limits import COLLECTION_TASKS_MAX, HOLDER_TASKS_MAX, SECOND_NS
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     PIECE_BYTES,
@@ -204,6 +206,35 @@ def test_who_asks_too_much_in_a_second_waits_in_vain() -> None:
     ask(rig, "b", NOBODYS)
     rig.wait(1)
     ask(rig, "a", NOBODYS)
+
+
+def test_what_all_hosts_ask_together_leaves_time_for_the_swarms() -> None:
+    """Answers to those who ask for much are work: of one process, which all swarms wait for."""
+    limits = SchedulerLimits(holder_look_ns=SECOND_NS // 104, holder_looks_saved_ns=2 * SECOND_NS)
+    rig = Rig(limits)
+    for name in "ab":
+        rig.connect(name, holdings=(holding(descriptor_of(4)), holding(other())))
+    two = (DIGEST_TASK, OTHER_TASK)
+    for name in "aba":  # The third one is begun while there is some time left.
+        ask(rig, name, *two)
+    for name in "ab":
+        rig.send(name, msg.HoldersWanted(number=9, task_ids=(DIGEST_TASK,)))
+        assert not rig.got(name, msg.HolderCounts)
+    rig.wait(1.1)
+    ask(rig, "b", DIGEST_TASK)
+    rig.wait(60)
+    for _ in range(3):  # No more is ever saved.
+        ask(rig, "a", *two)
+    rig.send("a", msg.HoldersWanted(number=9, task_ids=(DIGEST_TASK,)))
+    assert not rig.got("a", msg.HolderCounts)
+
+
+def test_a_question_for_the_largest_collection_of_a_large_swarm_is_answered() -> None:
+    limits = SchedulerLimits()
+    before_the_last = COLLECTION_TASKS_MAX // HOLDER_TASKS_MAX * HOLDER_TASKS_MAX
+    looks = before_the_last * (TASK_LOOKS + 1000)
+    assert looks * limits.holder_look_ns <= limits.holder_looks_saved_ns
+    assert limits.holder_tasks_per_s_max >= COLLECTION_TASKS_MAX
 
 
 def test_hosts_are_counted_the_same_however_many_hold_much() -> None:
