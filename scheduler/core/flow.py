@@ -15,10 +15,14 @@ from shoal.wire.ids import HostId
 from shoal.wire.limits import SECOND_NS
 
 WINDOW_NS = 1 * SECOND_NS
-"""Over which progress is measured."""
+"""Over which progress is measured at least."""
 
-UNITS_MIN = 6
-"""Units that the median host must have taken in within a window, or it says too little."""
+WINDOW_NS_MAX = 8 * SECOND_NS
+
+UNITS_MIN = 24
+"""Units that the median host must have taken in within a window: six of each stripe. Of fewer it
+would be chance which host has half of what the others have. A window lasts until there are so many;
+one in which there never are says nothing."""
 
 SLOW_SHARE = 0.5
 BEHIND_UNITS = 2
@@ -66,17 +70,17 @@ class Flow:
         """Looks at the window that ends now, if it is long enough, and sets slots."""
         if now_ns - self.since_ns < WINDOW_NS or len(overlay.parents) < STRIPES:
             return
-        gained = {
-            host_id: [now - then for now, then in zip(self.counts[host_id], before, strict=True)]
-            for host_id, before in self.before.items()
-            if host_id in overlay and host_id in fetching and host_id in self.counts
-        }
+        gained = self._gained(overlay, fetching)
+        totals = sorted(sum(gains) for gains in gained.values())
+        median = totals[len(totals) // 2] if totals else 0
+        is_clear = median >= UNITS_MIN
+        are_most = gained and 2 * len(gained) >= len(fetching)
+        if not is_clear and are_most and now_ns - self.since_ns < WINDOW_NS_MAX:
+            return
         self.before = {host_id: list(counts) for host_id, counts in self.counts.items()}
         self.since_ns = now_ns
-        totals = sorted(sum(gains) for gains in gained.values())
-        if not totals or totals[len(totals) // 2] < UNITS_MIN:
+        if not is_clear:
             return
-        median = totals[len(totals) // 2]
         for host_id, gains in gained.items():
             place = overlay.place(host_id)
             slow = sum(gains) < SLOW_SHARE * median * _fair_share(place)
@@ -92,6 +96,14 @@ class Flow:
             if sum(gains) >= SLOW_SHARE * median * _fair_share(overlay.place(host_id))
         }
         self._judge_parents(overlay, fit, median / STRIPES, now_ns)
+
+    def _gained(self, overlay: Overlay, fetching: dict[HostId, None]) -> dict[HostId, list[int]]:
+        """What those who were there all the window took in, by stripe."""
+        return {
+            host_id: [now - then for now, then in zip(self.counts[host_id], before, strict=True)]
+            for host_id, before in self.before.items()
+            if host_id in overlay and host_id in fetching and host_id in self.counts
+        }
 
     def _lags_by_itself(self, overlay: Overlay, host_id: HostId) -> bool:
         """Whether most of a host's parents have more for it than it takes in. Where they lack it

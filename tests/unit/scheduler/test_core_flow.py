@@ -1,11 +1,11 @@
 """Who is judged slow by how fast a swarm flows, and who is not."""
 
-from scheduler.core.flow import PROBATION_NS, UNITS_MIN, WINDOW_NS, Flow
+from scheduler.core.flow import PROBATION_NS, UNITS_MIN, WINDOW_NS, WINDOW_NS_MAX, Flow
 from scheduler.core.overlay import STRIPES, Overlay, Place
 from shoal.wire.ids import HostId
 
 COUNT = 24
-FULL = 8
+FULL = 12
 """Units of each stripe that a host usually takes in within a window."""
 
 
@@ -169,10 +169,36 @@ def test_parents_that_were_never_counted_do_not_protect_a_slow_host() -> None:
 
 def test_little_progress_of_all_says_nothing() -> None:
     swarm = Swarm()
-    few = dict.fromkeys(swarm.names, [(UNITS_MIN - 2) // STRIPES] * STRIPES)
+    assert 2 * WINDOW_NS_MAX // WINDOW_NS < UNITS_MIN
+    few = dict.fromkeys(swarm.names, [1, 1, *[0] * (STRIPES - 2)])
     few[swarm.names[3]] = [0] * STRIPES
-    swarm.window(few, 10)
+    swarm.window(few, 40)
     assert not swarm.flow.slowed
+
+
+def test_a_swarm_of_slow_links_is_judged_over_longer_windows() -> None:
+    swarm = Swarm()
+    pace = dict.fromkeys(swarm.names, [2] * STRIPES)
+    late, slow = swarm.names[3], swarm.names[9]
+    pace[slow] = [0] * STRIPES
+    # One that had a bad second makes up for it: by chance, not by its links.
+    swarm.window(pace | {late: [0] * STRIPES})
+    swarm.window(pace | {late: [4] * STRIPES})
+    assert not swarm.flow.slowed
+    swarm.window(pace, 4)
+    assert list(swarm.flow.slowed) == [slow]
+
+
+def test_a_window_does_not_last_where_most_came_later() -> None:
+    swarm = Swarm()
+    swarm.flow.restart()
+    first = swarm.names[0]
+    swarm.flow.took_in(first, [1] * STRIPES)
+    swarm.now_ns += WINDOW_NS
+    swarm.flow.judge(swarm.overlay, swarm.now_ns, swarm.fetching)
+    assert list(swarm.flow.before) == [first]
+    swarm.window(dict.fromkeys(swarm.names, [1] * STRIPES))
+    assert list(swarm.flow.before) == swarm.names
 
 
 def test_those_who_are_done_or_gone_are_not_judged() -> None:
