@@ -170,7 +170,7 @@ def test_parents_that_were_never_counted_do_not_protect_a_slow_host() -> None:
 def test_little_progress_of_all_says_nothing() -> None:
     swarm = Swarm()
     assert 2 * WINDOW_NS_MAX // WINDOW_NS < UNITS_MIN
-    few = dict.fromkeys(swarm.names, [1, 1, *[0] * (STRIPES - 2)])
+    few = {key: [1, 1, *([0] * (STRIPES - 2))] for key in swarm.names}
     few[swarm.names[3]] = [0] * STRIPES
     swarm.window(few, 40)
     assert not swarm.flow.slowed
