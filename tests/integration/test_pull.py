@@ -210,7 +210,8 @@ def test_files_of_their_own_through_a_daemon(tmp_path: Path, registry: Registry)
         assert pull(registry, tmp_path, "-e", socket).returncode == 0
         assert found(tmp_path / "out") == files
     assert (own.st_nlink, stat.S_IMODE(own.st_mode), own.st_mtime) == (1, 0o600, 1714979289)
-    assert registry.sent_bytes.total() < read_bytes + 100, "no layer was read again"
+    # Each pull shows of a part of what is held that it may read it.
+    assert registry.sent_bytes.total() < read_bytes + len(WEIGHTS) // 4, "no layer was read again"
 
 
 def test_a_pull_on_its_own_copies_nothing_to_make_files_of_their_own(
