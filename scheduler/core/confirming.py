@@ -26,34 +26,43 @@ class DigestQuestions:
         self._state = state
         self._due_ns: dict[TaskId, int] = {}
         """Tasks that lack digests, and when they are looked at next."""
+        self._next_due_ns: int | None = None
+        """The earliest of these times. After a restart there may be thousands of them."""
 
     def look(self, task: Task) -> None:
-        """A task may lack digests: asks at once if nothing was asked lately."""
-        if task.wanted and task.covered & ~task.listed_pieces:
-            self._due_ns.setdefault(task.task_id, self._state.now_ns)
-            self.ask_if_due()
+        """A task may lack digests: asks in this event if nothing was asked lately."""
+        if task.wanted and task.covered & ~task.listed_pieces and task.task_id not in self._due_ns:
+            self._look_at(task.task_id, self._state.now_ns)
 
     def host_gone(self, task: Task, host_id: HostId) -> None:
         """A host is gone, or has a new stream: what it was asked is forgotten."""
         if task.digests_asked.pop(host_id, None) is not None and task.task_id in self._due_ns:
-            self._due_ns[task.task_id] = self._state.now_ns
+            self._look_at(task.task_id, self._state.now_ns)
 
     def ask_if_due(self) -> None:
         """At the end of every event."""
-        if not self._due_ns:
-            return
         now_ns = self._state.now_ns
+        if self._next_due_ns is None or self._next_due_ns > now_ns:
+            return
+        self._next_due_ns = None
         for task_id, due_ns in list(self._due_ns.items()):
             if due_ns > now_ns:
+                self._look_at(task_id, due_ns)
                 continue
             task = self._state.tasks.get(task_id)
-            if task is None or not task.wanted or not task.covered & ~task.listed_pieces:
-                del self._due_ns[task_id]
-                if task is not None:
-                    task.digests_asked.clear()
+            unlisted = 0 if task is None else task.covered & ~task.listed_pieces
+            if task is not None and task.wanted and unlisted:
+                self._look_at(task_id, now_ns + self._ask(task, unlisted))
                 continue
-            self._due_ns[task_id] = now_ns + self._ask(task, task.covered & ~task.listed_pieces)
-            self._state.wake_at(self._due_ns[task_id])
+            del self._due_ns[task_id]
+            if task is not None:
+                task.digests_asked.clear()
+
+    def _look_at(self, task_id: TaskId, due_ns: int) -> None:
+        self._due_ns[task_id] = due_ns
+        if self._next_due_ns is None or due_ns < self._next_due_ns:
+            self._next_due_ns = due_ns
+            self._state.wake_at(due_ns)
 
     def _ask(self, task: Task, unlisted: int) -> int:
         """Asks whoever holds most of what is not listed; the time to look again in."""

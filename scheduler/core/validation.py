@@ -44,6 +44,7 @@ def _validate_task(state: SchedulerState, task: Task) -> None:
     assert leased == task.leased, "S7: leased pieces do not balance"
     assert sequential <= 1, "S1: two sequential leases"
     assert 1 <= task.descriptor.epoch <= state.limits.epochs_max, "an epoch out of bounds"
+    assert task.listed_pieces == sum(1 << piece for piece in task.listed), "a list and its mask"
     covered = 0
     for host_id, held in task.holders.items():
         covered |= held & ~task.doubted.get(host_id, 0)
