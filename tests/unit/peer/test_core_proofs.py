@@ -46,6 +46,23 @@ def says_yes(rig: Rig, same: bool | None = None, **fields: Any) -> list[fx.AnyEf
     )
 
 
+def one_fetches() -> Rig:
+    """A host without a scheduler, where the first client has begun to fetch the content."""
+    rig = alone()
+    rig.want(1, sources=(known("right"),))
+    says_yes(rig)
+    rig.open()
+    return rig
+
+
+def one_fetches_and_another_comes() -> Rig:
+    """Then a second one names a URL of its own, which says yes."""
+    rig = one_fetches()
+    rig.want(2, sources=(known("own"),))
+    says_yes(rig)
+    return rig
+
+
 # ---------------------------------------------------------------- whole contents
 
 
@@ -201,10 +218,7 @@ def test_a_yes_to_nothing_is_no_proof_of_what_came_later() -> None:
 
 
 def test_a_yes_that_comes_when_something_is_held_by_now_is_looked_at_again() -> None:
-    rig = alone()
-    rig.want(1, sources=(known("right"),))
-    says_yes(rig)
-    rig.open()
+    rig = one_fetches()
     rig.want(2, sources=(known("own"),))
     slow = rig.one(fx.StatOrigin)
     assert slow.sample is None
@@ -224,12 +238,7 @@ def test_a_yes_that_comes_when_something_is_held_by_now_is_looked_at_again() -> 
 
 
 def test_whoever_comes_before_the_first_piece_of_others_waits_for_it() -> None:
-    rig = alone()
-    rig.want(1, sources=(known("right"),))
-    says_yes(rig)
-    rig.open()
-    rig.want(2, sources=(known("own"),))
-    says_yes(rig)
+    rig = one_fetches_and_another_comes()
     assert not rig.of(fx.SourceResolved)
     assert not rig.of(fx.StatOrigin), "there is nothing to compare"
     rig.read(rig.all(fx.ReadOrigin)[0].request_id, 0)
@@ -242,12 +251,7 @@ def test_whoever_comes_before_the_first_piece_of_others_waits_for_it() -> None:
 
 
 def test_whoever_waits_for_a_piece_of_others_goes_on_alone_when_they_leave() -> None:
-    rig = alone()
-    rig.want(1, sources=(known("right"),))
-    says_yes(rig)
-    rig.open()
-    rig.want(2, sources=(known("own"),))
-    says_yes(rig)
+    rig = one_fetches_and_another_comes()
     rig.unwant(1)
     assert rig.one(fx.StatOrigin).sample is None
     says_yes(rig)
@@ -255,12 +259,7 @@ def test_whoever_waits_for_a_piece_of_others_goes_on_alone_when_they_leave() -> 
 
 
 def test_whoever_waits_and_goes_is_not_asked_for_again() -> None:
-    rig = alone()
-    rig.want(1, sources=(known("right"),))
-    says_yes(rig)
-    rig.open()
-    rig.want(2, sources=(known("own"),))
-    says_yes(rig)
+    rig = one_fetches_and_another_comes()
     rig.unwant(2)
     rig.read(rig.all(fx.ReadOrigin)[0].request_id, 0)
     assert not rig.of(fx.StatOrigin)
@@ -279,10 +278,7 @@ def test_one_more_with_the_same_right_is_let_in_with_those_who_fetch() -> None:
 
 @pytest.mark.parametrize("third", ["own", "right"])
 def test_who_stays_reads_with_a_right_of_those_who_are_there(third: str) -> None:
-    rig = alone()
-    rig.want(1, sources=(known("right"),))
-    says_yes(rig)
-    rig.open()
+    rig = one_fetches()
     read = rig.all(fx.ReadOrigin)[0]
     rig.read(read.request_id, 0)
     rig.want(2, sources=(known("own"),))
