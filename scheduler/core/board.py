@@ -273,12 +273,11 @@ class Boards:
             return
         now_ns, limits = self._state.now_ns, self._state.limits
         interval_ns = self.interval_ns(self._audience(board))
-        small = interval_ns <= limits.push_interval_min_ns
+        wait_ns = interval_ns
+        if interval_ns <= limits.push_interval_min_ns:
+            wait_ns = min(limits.push_first_ns, interval_ns)
         board.planned_ns = now_ns
-        board.due_ns = max(
-            now_ns + (min(limits.push_first_ns, interval_ns) if small else interval_ns),
-            board.last_ns + interval_ns,
-        )
+        board.due_ns = max(now_ns + wait_ns, board.last_ns + interval_ns)
         if self._next_due_ns is None or board.due_ns < self._next_due_ns:
             self._next_due_ns = board.due_ns
         self._state.wake_at(board.due_ns)

@@ -74,7 +74,7 @@ class Flow:
         totals = sorted(sum(gains) for gains in gained.values())
         median = totals[len(totals) // 2] if totals else 0
         is_clear = median >= UNITS_MIN
-        are_most = gained and 2 * len(gained) >= len(fetching)
+        are_most = 0 < len(fetching) <= 2 * len(gained)
         if not is_clear and are_most and now_ns - self.since_ns < WINDOW_NS_MAX:
             return
         self.before = {host_id: list(counts) for host_id, counts in self.counts.items()}
