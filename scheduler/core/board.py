@@ -5,7 +5,7 @@ messages than a small one. Never who feeds whom (`scheduler.core.overlay`) or wh
 (`scheduler.core.maps`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from scheduler.core.flow import Flow
@@ -59,7 +59,7 @@ class Board:
 
 
 class Boards:
-    """Keeps the boards. `let_in(collection, host)`: a holder must know the swarm's tokens;
+    """Keeps the boards. `let_in(collection, hosts)`: holders must know the swarm's tokens;
     `name(collection, host, parents)`: a host must be connected to these parents; `on_roots`: who
     reads from the origin may have changed."""
 
@@ -67,7 +67,7 @@ class Boards:
         self,
         state: SchedulerState,
         *,
-        let_in: Callable[[Collection, HostId], None],
+        let_in: Callable[[Collection, Iterable[HostId]], None],
         name: Callable[[Collection, HostId, tuple[HostId, ...]], None],
         on_roots: Callable[[Collection], None],
     ) -> None:
@@ -113,6 +113,17 @@ class Boards:
                 self._assign(collection, board, host.host_id)
         self._plan(board)
 
+    def waits(self, collection: Collection, host_id: HostId) -> bool:
+        """Whether a newcomer is one of a crowd that is told its parents soon, and not before."""
+        board = self._boards.get(collection.collection_id)
+        return (
+            board is not None
+            and host_id not in board.fed
+            and len(board.fresh) >= PLACED_AT_ONCE
+            and board.due_ns is not None
+            and board.due_ns <= self._state.now_ns + self._state.limits.push_first_ns
+        )
+
     def _holders(self, collection: Collection) -> dict[HostId, None]:
         holders: dict[HostId, None] = {}
         for _, task in self._state.tasks_of(collection):
@@ -131,7 +142,7 @@ class Boards:
         if not board.listing.has_room(host.info.zone, self._state.limits, needed=needed):
             return False
         board.listing.add(host.as_parent)
-        self._let_in(collection, host_id)
+        self._let_in(collection, (host_id,))
         board.maps.listed(host_id)
         return True
 
@@ -155,6 +166,7 @@ class Boards:
         board = self._boards.get(collection.collection_id)
         if board is None:
             return
+        self._state.release(host_id)
         if not collection.members:
             del self._boards[collection.collection_id]
             return
@@ -312,7 +324,7 @@ class Boards:
         """When what is due is to be sent. While newcomers come one behind the other, trees are not
         built for each handful of them, only to be built anew for the next: as long as the
         newcomers may wait that are there by now."""
-        quiet_ns = board.joined_ns + self._state.limits.push_first_ns
+        quiet_ns = board.joined_ns + self._state.limits.crowd_quiet_ns
         return min(quiet_ns, board.planned_ns + self.interval_ns(self._audience(board)))
 
     def _publish(self, collection: Collection, board: Board) -> None:
@@ -336,14 +348,15 @@ class Boards:
             if board.overlay.roots != roots:
                 board.newcomers = True
             board.holders = None
-        if board.holders is None:
+        anew = board.holders is None
+        if anew:
             for place in board.overlay.places:
                 if place.host_id in collection.members:
                     self._assign(collection, board, place.host_id)
         if board.newcomers:
             board.newcomers = False
             self._on_roots(collection)
-        for host_id in board.fresh:
+        for host_id in () if anew else board.fresh:
             self._assign(collection, board, host_id)
         self._publish_directory(collection, board)
         self._publish_map(collection, board)

@@ -54,6 +54,10 @@ class SchedulerLimits:
     push_first_ns: int = 25 * MILLISECOND_NS
     """The first news after a pause is told to a small swarm after this time: a small file does not
     wait, and what comes one behind the other goes together."""
+    crowd_quiet_ns: int = 15 * MILLISECOND_NS
+    """When nobody has come for so long, a crowd of newcomers is all there. They are answered then,
+    with one message each: the longer it is, the later, and the shorter, the more crowds are taken
+    for several, whose members need two."""
     holder_tasks_per_s_max: int = 2 * COLLECTION_TASKS_MAX
     """Tasks that one host may ask for the holders of in a second: two of the largest collections.
     Each costs a look at all of its holders."""

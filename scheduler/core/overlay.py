@@ -127,7 +127,8 @@ class Overlay:
         who has to wait for the next build. A few newcomers since the last one need not: they are
         fed by members that are drawn by their number."""
         if host_id in self._built:
-            return tuple(tree.get(host_id, HostId("")) for tree in self.parents)
+            root = HostId("")
+            return tuple([tree.get(host_id, root) for tree in self.parents])
         turn = self._index[host_id]
         built = len(self._built)
         if 2 * (turn + 1 - built) > built:
@@ -176,9 +177,13 @@ class Overlay:
     def _spread_feeds(self) -> None:
         """A parent that feeds two stripes to one child has one connection for them, which gets the
         share of one: such a child changes places with another leaf where that helps both."""
+        twice = self._fed_twice()
         for stripe, tree in enumerate(self.parents):
+            if not twice:
+                return
             feeding = set(tree.values())
-            for child, parent in tree.items():
+            for child in [child for child in tree if child in twice]:
+                parent = tree[child]
                 if child in feeding or not self._feeds_twice(child, parent, stripe):
                     continue
                 for other, feeder in tree.items():
@@ -192,6 +197,17 @@ class Overlay:
                     ):
                         tree[child], tree[other] = feeder, parent
                         break
+
+    def _fed_twice(self) -> set[HostId]:
+        """The members that some parent feeds more than one stripe."""
+        trees = self.parents
+        twice = set()
+        for place in self.places:
+            child = place.host_id
+            feeders = [parent for tree in trees if (parent := tree.get(child)) is not None]
+            if len(set(feeders)) < len(feeders):
+                twice.add(child)
+        return twice
 
     def _feeds_twice(self, child: HostId, parent: HostId, but: int) -> bool:
         """Whether a parent feeds another stripe to the child as well."""

@@ -229,6 +229,7 @@ class SchedulerState:
         # The high bits are drawn, so that numbers of a scheduler before a restart never recur.
         self._lease_number = dice.getrandbits(40) << 22
         self._outgoing: dict[int, list[SchedulerMessage]] = {}
+        self._held: dict[int, list[SchedulerMessage]] = {}
         self._wake_ups = WakeUps()
 
     def next_lease_number(self) -> LeaseNumber:
@@ -250,8 +251,34 @@ class SchedulerState:
         """Queues messages for a host; they leave together at the end of the event. Dropped for a
         host that is not connected: its next `Hello` and `Join` bring it up to date."""
         host = self.hosts.get(host_id)
-        if host is not None and host.session is not None:
-            self._outgoing.setdefault(host.session, []).extend(messages)
+        if host is None or host.session is None:
+            return
+        outgoing = self._outgoing.get(host.session)
+        if outgoing is None:
+            outgoing = self._outgoing[host.session] = self._held.pop(host.session, [])
+        outgoing += messages
+
+    def send_with_next(self, host_id: HostId, *messages: SchedulerMessage) -> None:
+        """Queues messages for a host that is to be told more soon: they leave together with what is
+        sent to it next, or when they are released, for it is batches that cost."""
+        host = self.hosts.get(host_id)
+        if host is None or host.session is None:
+            return
+        outgoing = self._outgoing.get(host.session)
+        if outgoing is None:
+            outgoing = self._held.setdefault(host.session, [])
+        outgoing += messages
+
+    def release(self, host_id: HostId) -> None:
+        """What is held back for a host leaves now."""
+        host = self.hosts.get(host_id)
+        if host is not None and host.session in self._held:
+            self.send(host_id)
+
+    @property
+    def held_sessions(self) -> list[int]:
+        """Sessions for which something is held back."""
+        return list(self._held)
 
     def take_effects(self) -> list[AnyEffect]:
         """What the present event led to."""
@@ -264,6 +291,7 @@ class SchedulerState:
     def drop_outgoing(self, session: int) -> None:
         """The session is closed: what was queued for it is void."""
         self._outgoing.pop(session, None)
+        self._held.pop(session, None)
 
     def wake_at(self, deadline_ns: int) -> None:
         """Asks for a `Tick` at that time or soon after. What is due now is done in this event."""

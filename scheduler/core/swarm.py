@@ -5,7 +5,7 @@ ones each host is connected to its parents (`scheduler.core.overlay`), and finds
 (`scheduler.core.board`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from scheduler.core.board import Board, Boards
 from scheduler.core.confirming import DigestQuestions
@@ -32,14 +32,18 @@ class Swarms:
     # ------------------------------------------------------------ taking part
 
     def serve(self, task: Task, host_id: HostId, waiting: Waiting) -> None:
-        """A host may have the task: tell it all that it needs to begin."""
+        """A host may have the task: tell it all that it needs to begin. One of a crowd is told it
+        together with its parents: it can do nothing before."""
         task.wanted[host_id] = waiting.collection_id
-        self._tell_token(task, host_id)
-        self._state.send(host_id, self._described(task, waiting))
-        self._send_digests(task, [host_id], sorted(task.listed))
+        collection = self._state.collections[waiting.collection_id]
+        state = self._state
+        send = state.send_with_next if self._boards.waits(collection, host_id) else state.send
+        self._tell_token(task, host_id, send)
+        send(host_id, self._described(task, waiting))
+        for digests in self._digests(task, sorted(task.listed)):
+            send(host_id, digests)
         self._questions.look(task)
         self._new_parents.setdefault(waiting.collection_id, {})[host_id] = None
-        collection = self._state.collections[waiting.collection_id]
         if collection.collection_id not in task.collections:
             number = collection.sources.index(waiting.member.source_id)
             task.collections[collection.collection_id] = number
@@ -101,15 +105,16 @@ class Swarms:
                 ),
             )
 
-    def _tell_token(self, task: Task, host_id: HostId) -> None:
+    def _tell_token(
+        self, task: Task, host_id: HostId, send: Callable[[HostId, msg.SwarmToken], None]
+    ) -> None:
         now_ns = self._state.now_ns
-        ttl_ns = self._state.limits.token_ttl_ns
-        if task.token_expires_ns - now_ns < ttl_ns // 2:
+        if self._is_old(task):
             task.token = self._state.token_source()
-            task.token_expires_ns = now_ns + ttl_ns
+            task.token_expires_ns = now_ns + self._state.limits.token_ttl_ns
             task.tokens_told.clear()
             for other in task.wanted:
-                self._tell_token(task, other)
+                self._tell_token(task, other, self._state.send)
         if task.tokens_told.get(host_id) == task.token_expires_ns:
             return
         task.tokens_told[host_id] = task.token_expires_ns
@@ -120,7 +125,12 @@ class Swarms:
             known = self._tokens[task.task_id] = msg.SwarmToken(
                 task_id=task.task_id, token=task.token, ttl_ms=ttl_ms
             )
-        self._state.send(host_id, known)
+        send(host_id, known)
+
+    def _is_old(self, task: Task) -> bool:
+        """Half of the token's time is over: it is to be renewed."""
+        left_ns = task.token_expires_ns - self._state.now_ns
+        return left_ns < self._state.limits.token_ttl_ns // 2
 
     # ------------------------------------------------------------ parents
 
@@ -191,9 +201,8 @@ class Swarms:
         fresh = fresh[: max(0, self._state.limits.parents_max - len(told))]
         if not fresh:
             return
-        for other in fresh:
-            told[other] = None
-            self.let_in(collection, other)
+        told.update(dict.fromkeys(fresh))
+        self.let_in(collection, fresh)
         self._state.send(
             host_id,
             msg.Parents(
@@ -202,15 +211,15 @@ class Swarms:
             ),
         )
 
-    def let_in(self, collection: Collection, holder: HostId) -> None:
-        """A holder must know the token that will be shown to it."""
-        for source_id in collection.sources:
-            source = self._state.sources.get(source_id)
-            if source is None or source.task_id is None:
-                continue
-            task = self._state.tasks.get(source.task_id)
-            if task is not None and (holder in task.holders or holder in task.wanted):
-                self._tell_token(task, holder)
+    def let_in(self, collection: Collection, holders: Iterable[HostId]) -> None:
+        """Holders must know the token that will be shown to them."""
+        for _, task in self._state.tasks_of(collection):
+            told = task.tokens_told
+            for holder in holders:
+                if told.get(holder) == task.token_expires_ns and not self._is_old(task):
+                    continue
+                if holder in task.wanted or holder in task.holders:
+                    self._tell_token(task, holder, self._state.send)
 
     def leave(self, collection: Collection, host_id: HostId) -> None:
         """A host wants a collection no longer; as a holder it stays known to the others."""
@@ -329,7 +338,10 @@ class Swarms:
         self._last_push_ns = self._state.now_ns
         for task in self._fresh.values():
             pieces, task.fresh = task.fresh, []
-            self._send_digests(task, list(task.wanted), pieces)
+            # One object for all hosts: the shell serialises it once.
+            for digests in self._digests(task, pieces):
+                for host_id in task.wanted:
+                    self._state.send(host_id, digests)
         told = {
             collection_id: None
             for task in self._fresh.values()
@@ -338,11 +350,11 @@ class Swarms:
         self._fresh.clear()
         return told
 
-    def _send_digests(self, task: Task, hosts: list[HostId], pieces: list[int]) -> None:
+    def _digests(self, task: Task, pieces: list[int]) -> Iterator[msg.Digests]:
+        """The digests of these pieces, in messages of bounded length."""
         size = self._state.limits.digests_per_message_max
         for start in range(0, len(pieces), size):
-            # One object for all hosts: the shell serialises it once.
-            message = msg.Digests(
+            yield msg.Digests(
                 task_id=task.task_id,
                 epoch=task.descriptor.epoch,
                 entries=tuple(
@@ -351,5 +363,3 @@ class Swarms:
                     if (stated := task.listed.get(piece)) is not None
                 ),
             )
-            for host_id in hosts:
-                self._state.send(host_id, message)

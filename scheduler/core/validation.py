@@ -27,6 +27,11 @@ def validate(state: SchedulerState, boards: dict[CollectionId, Board]) -> None:
         _validate_task(state, task)
     for collection_id, board in boards.items():
         _validate_board(state, state.collections[collection_id], board)
+    for session in state.held_sessions:
+        held_for = state.sessions[session]
+        assert any(
+            held_for in board.fresh and board.due_ns is not None for board in boards.values()
+        ), "what is held back for a host that is told nothing soon"
     assert len(state.hosts) <= state.limits.hosts_max
     assert len(state.collections) <= state.limits.collections_max
 

@@ -1,14 +1,14 @@
 """Protobuf's wire form by hand, for the few messages of which a scheduler sends very many.
 
-A batch's bytes are the entries of its messages one behind the other, and a list of parents is their
-fields one behind the other; so a parent that is named to many hosts is serialised once. The bytes
+A batch's bytes are the entries of its messages one behind the other, and a list of hosts is their
+fields one behind the other; so a host that is named to many others is serialised once. The bytes
 are the same that protobuf makes of the same message, and a test compares them. Decides nothing.
 """
 
 from functools import lru_cache
 from typing import Final
 
-from shoal.wire.control import Parent, Parents
+from shoal.wire.control import Assigned, Directory, Parent, Parents
 
 PARENTS_KEPT_MAX: Final = 32_768
 """Serialised parents of about 60 bytes each; a scheduler has at most 20,000 hosts by default."""
@@ -20,6 +20,8 @@ def varint(value: int) -> bytes:
     """Base-128, least significant group first, as protobuf writes lengths and numbers."""
     if value < 0x80:
         return _SMALL_VARINTS[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -47,9 +49,9 @@ def entry_of(data: bytes) -> bytes:
 
 def parents_entry(message: Parents) -> bytes:
     """The entry of a list of parents."""
-    collection_id = message.collection_id.encode()
-    parts = [b"\x0a", varint(len(collection_id)), collection_id] if collection_id else []
-    parts += [_parent_field(parent) for parent in message.added]
+    parts = [_text(b"\x0a", message.collection_id)]
+    for parent in message.added:
+        parts += (b"\x12", _parent(parent))
     for host_id in message.removed:
         data = host_id.encode()
         parts += (b"\x1a", varint(len(data)), data)
@@ -58,9 +60,34 @@ def parents_entry(message: Parents) -> bytes:
     return entry_of(b"\x22" + varint(len(body)) + body)
 
 
+def assigned_entry(message: Assigned) -> bytes:
+    """The entry of a host's parents by stripe."""
+    parts = [_text(b"\x0a", message.collection_id)]
+    if message.unit_bytes:
+        parts += (b"\x10", varint(message.unit_bytes))
+    for host_id in message.parents:
+        data = host_id.encode()
+        parts += (b"\x1a", varint(len(data)), data)
+    body = b"".join(parts)
+    # Field 13 of a scheduler's message.
+    return entry_of(b"\x6a" + varint(len(body)) + body)
+
+
+def directory_entry(message: Directory) -> bytes:
+    """The entry of a page of a directory."""
+    parts = [_text(b"\x0a", message.collection_id)]
+    if message.first:
+        parts += (b"\x10", varint(message.first))
+    for host in message.hosts:
+        parts += (b"\x1a", _parent(host))
+    body = b"".join(parts)
+    # Field 14 of a scheduler's message.
+    return entry_of(b"\x72" + varint(len(body)) + body)
+
+
 @lru_cache(maxsize=PARENTS_KEPT_MAX)
-def _parent_field(parent: Parent) -> bytes:
-    """Field 2 of a list of parents."""
+def _parent(parent: Parent) -> bytes:
+    """A host to connect to, with its length."""
     parts = [_text(b"\x0a", parent.host_id)]
     for address in parent.addresses:
         body = _text(b"\x0a", address.ip)
@@ -69,7 +96,7 @@ def _parent_field(parent: Parent) -> bytes:
         parts += (b"\x12", varint(len(body)), body)
     parts.append(_text(b"\x1a", parent.zone))
     body = b"".join(parts)
-    return b"\x12" + varint(len(body)) + body
+    return varint(len(body)) + body
 
 
 def _text(tag: bytes, text: str) -> bytes:

@@ -13,7 +13,13 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from shoal.runtime.control_bytes import entry_of, parents_entry, read_varint
+from shoal.runtime.control_bytes import (
+    assigned_entry,
+    directory_entry,
+    entry_of,
+    parents_entry,
+    read_varint,
+)
 from shoal.runtime.control_from_host import decode_host_message, encode_host_message
 from shoal.runtime.control_from_scheduler import (
     decode_scheduler_message,
@@ -21,7 +27,14 @@ from shoal.runtime.control_from_scheduler import (
 )
 from shoal.runtime.control_swarm import halves
 from shoal.v1 import control_pb2 as pb
-from shoal.wire.control import HostMessage, Parents, SchedulerMessage, SwarmMap
+from shoal.wire.control import (
+    Assigned,
+    Directory,
+    HostMessage,
+    Parents,
+    SchedulerMessage,
+    SwarmMap,
+)
 from shoal.wire.errors import ProtocolError
 from shoal.wire.limits import CONTROL_MESSAGE_BYTES_MAX, MAP_CHANGES_MAX
 
@@ -78,11 +91,17 @@ def parse_scheduler_batch(data: bytes) -> pb.SchedulerBatch:
 def scheduler_entry(message: SchedulerMessage) -> bytes:
     """One message as a batch's bytes hold it: joined entries are a batch. A map that is too large
     for one message becomes several entries, joined (`entries_of`)."""
-    if isinstance(message, Parents):
-        return parents_entry(message)
-    if isinstance(message, SwarmMap):
-        return b"".join(_map_entries(message))
-    return entry_of(encode_scheduler_message(message).SerializeToString())
+    match message:
+        case Parents():
+            return parents_entry(message)
+        case Assigned():
+            return assigned_entry(message)
+        case Directory():
+            return directory_entry(message)
+        case SwarmMap():
+            return b"".join(_map_entries(message))
+        case _:
+            return entry_of(encode_scheduler_message(message).SerializeToString())
 
 
 def _map_entries(message: SwarmMap) -> Iterator[bytes]:

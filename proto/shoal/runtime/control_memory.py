@@ -2,8 +2,9 @@
 
 A thousand hosts that join one collection send the same bytes, and most of what they are told is one
 object for all. `JoinMemory` gives the same `Join` for the same bytes, `EntryMemory` the same
-bytes for the same object. Both are bounded, and forget everything at once when they are full.
-Decides nothing; what comes out is exactly what the codec makes.
+bytes for the same object. Both are bounded: the first forgets everything at once when it is full,
+the second what was not asked for lately. Decides nothing; what comes out is exactly what the codec
+makes.
 """
 
 from typing import Final
@@ -16,10 +17,11 @@ from shoal.wire.limits import MIB
 JOIN_BYTES_MAX: Final = 16 * MIB
 """Of joins that are remembered: a dozen of the largest."""
 
-ENTRY_COUNT_MAX: Final = 1024
-"""Entries that are remembered; they keep their messages alive."""
+ENTRY_COUNT_MAX: Final = 512
+"""Entries that make the ones before them old; they keep their messages alive."""
 
-ENTRY_BYTES_MAX: Final = 16 * MIB
+ENTRY_BYTES_MAX: Final = 8 * MIB
+"""The same, by their length."""
 
 _ENTRY_TAG: Final = b"\x0a"
 """Field 1 of a batch, length-delimited."""
@@ -61,10 +63,12 @@ def _is_one_join(data: bytes) -> bool:
 
 class EntryMemory:
     """Entries of messages by their identity: a message that is handed in once more is not
-    serialised again."""
+    serialised again. What is for one host alone comes in between and must not push out what is for
+    all: entries are forgotten when they are old and were not asked for since they became so."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[SchedulerMessage, bytes]] = {}
+        self._old: dict[int, tuple[SchedulerMessage, bytes]] = {}
         self._size_bytes = 0
 
     def entry(self, message: SchedulerMessage) -> bytes:
@@ -73,14 +77,11 @@ class EntryMemory:
         if found is not None:
             # It is alive, so nothing else can have its id.
             return found[1]
-        entry = scheduler_entry(message)
+        found = self._old.get(id(message))
+        entry = scheduler_entry(message) if found is None else found[1]
         if len(self._known) >= ENTRY_COUNT_MAX or self._size_bytes > ENTRY_BYTES_MAX:
-            self.forget()
+            self._old, self._known = self._known, {}
+            self._size_bytes = 0
         self._known[id(message)] = (message, entry)
         self._size_bytes += len(entry)
         return entry
-
-    def forget(self) -> None:
-        """Lets go of everything."""
-        self._known.clear()
-        self._size_bytes = 0

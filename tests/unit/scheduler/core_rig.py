@@ -96,6 +96,7 @@ class Rig:
         self.now_ns = SECOND_NS
         self.sessions: dict[str, int] = {}
         self.inbox: dict[int, list[msg.SchedulerMessage]] = {}
+        self.batches: dict[int, list[tuple[msg.SchedulerMessage, ...]]] = {}
         self.closed: dict[int, CloseSession] = {}
         self.notes: list[Noted] = []
         self._last_session = 0
@@ -112,6 +113,7 @@ class Rig:
             match effect:
                 case SendToHost():
                     self.inbox.setdefault(effect.session, []).extend(effect.messages)
+                    self.batches.setdefault(effect.session, []).append(effect.messages)
                 case CloseSession():
                     self.closed[effect.session] = effect
                 case Noted():
@@ -182,6 +184,12 @@ class Rig:
         found: list[Message] = [message for message in inbox if isinstance(message, kind)]
         inbox[:] = [message for message in inbox if not isinstance(message, kind)]
         return found
+
+    def told(self, name: str) -> list[list[type[msg.SchedulerMessage]]]:
+        """The kinds of messages in each batch that the host's present stream was sent since this
+        was last asked."""
+        batches = self.batches.pop(self.sessions[name], [])
+        return [[type(message) for message in batch] for batch in batches]
 
     def granted(self, name: str) -> list[msg.Lease]:
         """Leases granted to a host since this was last asked; revocations stay in the inbox."""

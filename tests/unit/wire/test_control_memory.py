@@ -15,7 +15,17 @@ from shoal.runtime.control_codec import (
 from shoal.runtime.control_from_scheduler import encode_scheduler_message
 from shoal.runtime.control_memory import EntryMemory, JoinMemory
 from shoal.v1 import control_pb2 as pb
-from shoal.wire.control import Address, Join, Leave, Member, Parent, Parents, StatWanted
+from shoal.wire.control import (
+    Address,
+    Assigned,
+    Directory,
+    Join,
+    Leave,
+    Member,
+    Parent,
+    Parents,
+    StatWanted,
+)
 from shoal.wire.errors import ProtocolError
 from shoal.wire.ids import CollectionId, HostId, SourceId
 
@@ -27,13 +37,13 @@ host_ids = st.text(max_size=64).map(HostId)
 parents = st.builds(
     Parent,
     host_id=host_ids,
-    addresses=st.lists(addresses, max_size=16).map(tuple),
-    zone=st.text(max_size=200),
+    addresses=st.lists(addresses, max_size=6).map(tuple),
+    zone=st.text(max_size=150),
 )
 parent_lists = st.builds(
     Parents,
     collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
-    added=st.lists(parents, max_size=20).map(tuple),
+    added=st.lists(parents, max_size=6).map(tuple),
     removed=st.lists(host_ids, max_size=20).map(tuple),
 )
 
@@ -60,9 +70,39 @@ def test_parents_by_hand_are_protobufs_own_bytes(message: Parents) -> None:
     assert scheduler_entry(message) == batch.SerializeToString()
 
 
+@given(
+    st.builds(
+        Assigned,
+        collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
+        unit_bytes=st.integers(0, 2**32 - 1),
+        parents=st.lists(host_ids, max_size=20).map(tuple),
+    )
+)
+@example(Assigned(collection_id=COLLECTION, unit_bytes=0, parents=(HostId(""),) * 4))
+def test_assignments_by_hand_are_protobufs_own_bytes(message: Assigned) -> None:
+    batch = pb.SchedulerBatch(messages=[encode_scheduler_message(message)])
+    assert scheduler_entry(message) == batch.SerializeToString()
+
+
+@given(
+    st.builds(
+        Directory,
+        collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
+        first=st.integers(0, 2**32 - 1),
+        hosts=st.lists(parents, max_size=6).map(tuple),
+    )
+)
+@example(Directory(collection_id=COLLECTION, first=0, hosts=()))
+def test_directories_by_hand_are_protobufs_own_bytes(message: Directory) -> None:
+    batch = pb.SchedulerBatch(messages=[encode_scheduler_message(message)])
+    assert scheduler_entry(message) == batch.SerializeToString()
+
+
 @given(st.integers(0, 2**64 - 1))
 @example(0x7F)
 @example(0x80)
+@example(0x3FFF)
+@example(0x4000)
 def test_numbers_survive(value: int) -> None:
     assert read_varint(b"x" + varint(value), 1) == (value, 1 + len(varint(value)))
 
@@ -116,8 +156,22 @@ def test_a_message_is_serialised_once() -> None:
     assert entry == scheduler_entry(wanted)
     assert memory.entry(wanted) is entry
     assert memory.entry(twin) == entry
-    memory.forget()
-    assert memory.entry(wanted) == entry
+
+
+def test_what_is_for_all_is_not_forgotten_for_what_is_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control_memory, "ENTRY_COUNT_MAX", 5)
+    memory = EntryMemory()
+    for_all = StatWanted(source_id=SOURCE)
+    entry = memory.entry(for_all)
+    for_one = [StatWanted(source_id=SourceId(f"{number:064x}")) for number in range(50)]
+    for message in for_one:
+        memory.entry(message)
+        assert memory.entry(for_all) is entry
+    for message in for_one:
+        memory.entry(message)
+    assert memory.entry(for_all) is not entry
 
 
 def test_entries_are_forgotten_before_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
