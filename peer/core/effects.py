@@ -4,8 +4,6 @@ An effect that is answered by an event says so; the shell must answer it exactly
 happens. An effect for a connection or request that is gone meanwhile is ignored.
 """
 
-from dataclasses import dataclass
-
 from peer.core.events import PieceRecord
 from shoal.wire.control import Address, HolderCounts, HostMessage, TaskDescriptor
 from shoal.wire.errors import Reason
@@ -18,9 +16,10 @@ from shoal.wire.ids import (
     SourceId,
     TaskId,
 )
+from shoal.wire.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class OpenTask:
     """Create or reopen a task in the store and reserve its space. Answer: `TaskOpened` or
     `TaskOpenFailed`. Sent again with a newer descriptor when its size is sealed or its epoch
@@ -29,7 +28,7 @@ class OpenTask:
     descriptor: TaskDescriptor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class DropPieces:
     """Forget these pieces: their bytes are not to be trusted."""
 
@@ -37,7 +36,7 @@ class DropPieces:
     pieces: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HashPrefix:
     """The content is now held without a gap up to here: let the whole-content hash run on. When
     `final`, answer with `ContentHashed` (or `StoreFailed`). `algorithm` as in `Digest`."""
@@ -49,7 +48,7 @@ class HashPrefix:
     final: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SealTask:
     """Mark a task as whole and right. Answer: `TaskSealed`."""
 
@@ -57,14 +56,14 @@ class SealTask:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RemoveTask:
     """Delete a task's bytes and metadata. Answer: `TaskRemoved`. Comes after its withdrawal."""
 
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SendToScheduler:
     """Messages for the present control stream; dropped if it is gone."""
 
@@ -72,7 +71,7 @@ class SendToScheduler:
     messages: tuple[HostMessage, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Connect:
     """Connect to a parent by any of its addresses (tried like RFC 8305). Answer:
     `ParentConnected` or `ParentConnectFailed`."""
@@ -81,7 +80,7 @@ class Connect:
     addresses: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Disconnect:
     """Close a connection to a parent. Its open requests end with PEER_LOST, then comes
     `ParentClosed`."""
@@ -89,7 +88,7 @@ class Disconnect:
     connection_id: ConnectionId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class OpenChannel:
     """Ask a parent for a task. Answer: `ParentOpened` or `ParentRefused` (or `ParentClosed`).
     The shell computes the proof from the token and the parent's nonce."""
@@ -101,7 +100,7 @@ class OpenChannel:
     """Bound of the bitmap and of pieces in `Have` frames."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CloseChannel:
     """Nothing more is needed of this task from this parent. No answer."""
 
@@ -109,7 +108,7 @@ class CloseChannel:
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class FetchPiece:
     """Request a piece, receive it, check it against the header's digest (and against `expected`,
     if not empty: a different header is PEER_CONTRADICTED, different bytes PEER_CORRUPT), write
@@ -131,14 +130,14 @@ class FetchPiece:
     """A standing request: a parent that does not hold the piece yet sends it when it does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CancelFetch:
     """The request is no longer needed. Still answered by `FetchEnded`, CANCELLED if it can."""
 
     request_id: RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class AcceptChild:
     """Open the task's channel for a child and tell it what is held."""
 
@@ -148,7 +147,7 @@ class AcceptChild:
     held: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RefuseChild:
     """Close the task's channel for a child."""
 
@@ -157,7 +156,7 @@ class RefuseChild:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Announce:
     """Tell children of new pieces."""
 
@@ -166,7 +165,7 @@ class Announce:
     connection_ids: tuple[ConnectionId, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Withdraw:
     """Tell children of pieces that are no longer held."""
 
@@ -175,7 +174,7 @@ class Withdraw:
     connection_ids: tuple[ConnectionId, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ServePiece:
     """Send a piece to a child. Answer: `ServeEnded`."""
 
@@ -190,7 +189,7 @@ class ServePiece:
     """0 for a piece that no scheduler confirmed: hosts that have one do not take it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SendBusy:
     """Tell a child to ask again later."""
 
@@ -199,7 +198,7 @@ class SendBusy:
     retry_after_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SendReject:
     """Tell a child that it will not get this piece here."""
 
@@ -208,7 +207,7 @@ class SendReject:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class DropChild:
     """Close a child's connection: it broke the protocol or its right expired."""
 
@@ -216,7 +215,7 @@ class DropChild:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Sample:
     """Some held bytes of a content, from `start_byte` up to `end_byte`."""
 
@@ -227,7 +226,7 @@ class Sample:
     end_byte: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StatOrigin:
     """Ask the origin for size, validator and range support. Answer: `StatEnded`."""
 
@@ -239,7 +238,7 @@ class StatOrigin:
     """To be read there as well, and compared."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ReadOrigin:
     """Read pieces from the origin, digest and write each. Answer: an `OriginPieceStored` per
     piece, in rising order, then `OriginReadEnded`. `piece_count` None: to the end."""
@@ -253,14 +252,14 @@ class ReadOrigin:
     lease_number: LeaseNumber
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CancelOrigin:
     """Stop a stat or an origin read. Still answered by its end, CANCELLED if it can."""
 
     request_id: RequestId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SourceResolved:
     """Tell the clients of a download which task a source is, as soon as that is known."""
 
@@ -269,7 +268,7 @@ class SourceResolved:
     descriptor: TaskDescriptor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class PiecesReadable:
     """For readers of a content that arrives: these pieces are verified too and may be handed out.
     The last piece is withheld until the whole digest has passed."""
@@ -278,7 +277,7 @@ class PiecesReadable:
     pieces: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class PiecesRevoked:
     """For the same readers: pieces that were readable turned out false and are read anew. Whoever
     was given bytes of this content has to be told that they may be wrong."""
@@ -287,7 +286,7 @@ class PiecesRevoked:
     pieces: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SourceEnded:
     """One source of a download ended: `reason` None is whole, verified, sealed."""
 
@@ -297,7 +296,7 @@ class SourceEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class DownloadEnded:
     """The one end of a `Want`: `reason` None is success of every source."""
 
@@ -306,7 +305,7 @@ class DownloadEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RemoveEnded:
     """The one end of a `Remove`; `reason` OVERLOADED: the task is in use."""
 
@@ -315,7 +314,7 @@ class RemoveEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HoldersCounted:
     """The one end of a `CountHolders`. `reason` None: `answers` name all of its tasks in order; one
     answer unless they were too many for one. Else it is not known: NO_SCHEDULER, TIMEOUT (one of
@@ -326,7 +325,7 @@ class HoldersCounted:
     answers: tuple[HolderCounts, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Noted:
     """Something that people must be able to read in the log. `kind` is a stable short name."""
 

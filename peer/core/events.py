@@ -4,8 +4,6 @@ Every event carries `now_ns`, monotonic nanoseconds. Outcomes of IO are events w
 exceptions. Masks are integers (`shoal.wire.bitfield`).
 """
 
-from dataclasses import dataclass
-
 from shoal.wire.control import Demand, SchedulerMessage, TaskDescriptor
 from shoal.wire.errors import Reason
 from shoal.wire.ids import (
@@ -19,9 +17,10 @@ from shoal.wire.ids import (
     SourceId,
     TaskId,
 )
+from shoal.wire.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Event:
     """Base of all events."""
 
@@ -31,7 +30,7 @@ class Event:
 # ---------------------------------------------------------------- local clients
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Source:
     """One thing wanted, as the core may know it; URL and credentials stay in the shell."""
 
@@ -49,7 +48,7 @@ class Source:
     the URL of a digest, it may be anybody's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Want(Event):
     """A local client wants a collection. Ends in exactly one `DownloadEnded`."""
 
@@ -61,14 +60,14 @@ class Want(Event):
     origin_allowed: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Unwant(Event):
     """The client is gone or has what it wanted; allowed before and after `DownloadEnded`."""
 
     download_id: DownloadId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Reading(Event):
     """A local reader of a content that arrives waits for a piece that is not among the next to
     come, or did: what it needs next, in place of what it needed before. `piece_count` 0: nothing,
@@ -81,7 +80,7 @@ class Reading(Event):
     piece_count: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Remove(Event):
     """Delete a task from this host. Ends in `RemoveEnded`."""
 
@@ -89,7 +88,7 @@ class Remove(Event):
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CountHolders(Event):
     """A local user wants to know what the swarm holds of these tasks, at least one. Ends in
     `HoldersCounted`."""
@@ -101,7 +100,7 @@ class CountHolders(Event):
 # ---------------------------------------------------------------- store
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PieceRecord:
     """What is kept of a held piece beside its bytes."""
 
@@ -112,7 +111,7 @@ class PieceRecord:
     """Whether that somebody was this host."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StoredTask:
     """A task as the store holds it, every held piece verified and written."""
 
@@ -124,7 +123,7 @@ class StoredTask:
     """The whole content's digest, `algorithm:hex`, of a sealed task."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StoreLoaded(Event):
     """First event of all: what survived the restart, and this run's generation number."""
 
@@ -132,14 +131,14 @@ class StoreLoaded(Event):
     tasks: tuple[StoredTask, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskOpened(Event):
     """Answer to `OpenTask`: space is reserved, and this much is held already."""
 
     stored: StoredTask
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskOpenFailed(Event):
     """Answer to `OpenTask`: no."""
 
@@ -148,7 +147,7 @@ class TaskOpenFailed(Event):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskSealed(Event):
     """Answer to `SealTask`. `reason` tells why it could not be sealed, None that it was."""
 
@@ -157,7 +156,7 @@ class TaskSealed(Event):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ContentHashed(Event):
     """Answer to the last `HashPrefix` of an epoch: the digest of the whole content."""
 
@@ -167,7 +166,7 @@ class ContentHashed(Event):
     """`algorithm:hex`"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StoreFailed(Event):
     """The disk failed under a task, outside of any one request (hashing, reading to serve)."""
 
@@ -176,7 +175,7 @@ class StoreFailed(Event):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskRemoved(Event):
     """Answer to `RemoveTask`: the bytes are gone."""
 
@@ -186,21 +185,21 @@ class TaskRemoved(Event):
 # ---------------------------------------------------------------- scheduler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SchedulerUp(Event):
     """The control stream stands; `Hello` must be the first thing sent."""
 
     session: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SchedulerDown(Event):
     """The control stream broke or could not be made."""
 
     session: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class FromScheduler(Event):
     """Messages of one batch, in order."""
 
@@ -211,7 +210,7 @@ class FromScheduler(Event):
 # ---------------------------------------------------------------- this host as a child
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentConnected(Event):
     """Answer to `Connect`: hello frames were exchanged."""
 
@@ -220,7 +219,7 @@ class ParentConnected(Event):
     round_trip_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentConnectFailed(Event):
     """Answer to `Connect`: none of the addresses led to that host."""
 
@@ -229,7 +228,7 @@ class ParentConnectFailed(Event):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentClosed(Event):
     """The connection is gone. Its requests have ended with events of their own before."""
 
@@ -238,7 +237,7 @@ class ParentClosed(Event):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentOpened(Event):
     """The parent lets us see and request the task."""
 
@@ -248,7 +247,7 @@ class ParentOpened(Event):
     held: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentRefused(Event):
     """The parent closes the channel of the task to us."""
 
@@ -257,7 +256,7 @@ class ParentRefused(Event):
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentHave(Event):
     """The parent holds these pieces too now."""
 
@@ -266,7 +265,7 @@ class ParentHave(Event):
     new: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentWithdrew(Event):
     """The parent holds these pieces no longer."""
 
@@ -275,7 +274,7 @@ class ParentWithdrew(Event):
     gone: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ParentActive(Event):
     """Payload is arriving from the parent. Told at most twice a second, and only while a piece
     takes longer than that: what tells a slow parent from a stalled one."""
@@ -283,7 +282,7 @@ class ParentActive(Event):
     connection_id: ConnectionId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class FetchEnded(Event):
     """The one answer to `FetchPiece`. `reason` None: received, verified against the header's (and
     where given the expected) digest, and written."""
@@ -300,7 +299,7 @@ class FetchEnded(Event):
 # ---------------------------------------------------------------- this host as a parent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ChildOpened(Event):
     """A child asks for a task. `nonce` is the one that this side sent in its hello."""
 
@@ -311,7 +310,7 @@ class ChildOpened(Event):
     proof: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ChildClosedTask(Event):
     """The child needs nothing more of the task."""
 
@@ -319,7 +318,7 @@ class ChildClosedTask(Event):
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ChildRequested(Event):
     """The child asks for pieces: (its own request number, piece) each."""
 
@@ -330,7 +329,7 @@ class ChildRequested(Event):
     """Pieces that are not held yet are to be sent when they are."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ChildCancelled(Event):
     """The child wants these of its requests no longer."""
 
@@ -338,14 +337,14 @@ class ChildCancelled(Event):
     requests: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ChildGone(Event):
     """The child's connection is gone. Pieces being sent have ended before."""
 
     connection_id: ConnectionId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ServeEnded(Event):
     """The one answer to `ServePiece`: sent whole (`reason` None), or why not."""
 
@@ -360,7 +359,7 @@ class ServeEnded(Event):
 # ---------------------------------------------------------------- origin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StatEnded(Event):
     """The one answer to `StatOrigin`. `reason` None is success."""
 
@@ -376,7 +375,7 @@ class StatEnded(Event):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class OriginPieceStored(Event):
     """A running `ReadOrigin` has read and written one more piece."""
 
@@ -386,7 +385,7 @@ class OriginPieceStored(Event):
     length_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class OriginReadEnded(Event):
     """The one answer to `ReadOrigin`. `reason` None: every piece asked for was stored.
     `size_bytes`: the end of a content of unknown size was found there."""
@@ -398,12 +397,12 @@ class OriginReadEnded(Event):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Tick(Event):
     """Time passed; the shell sends one when `next_deadline_ns()` is reached."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ShutDown(Event):
     """Drain: take no new wishes, end the present ones, withdraw nothing."""
 

@@ -233,22 +233,24 @@ class Feeds:
         ]
         room = PULLS_MIN + PULLS_PER_IDLE_STRIPE * len({*orphaned, *lagging})
         front = self._front(collection, settled)
-        seen = max(collection.view.covered, default=-1)
+        last = max(front[0], max(collection.view.covered, default=-1))
+        room -= self._active_pulls(collection)
         for task in self._open_tasks(collection):
-            if self._active_pulls(collection) + len(chosen) >= room or (
-                task.number > max(front[0], seen)
-            ):
+            if len(chosen) >= room or task.number > last:
                 break
             self._search(collection, task, orphaned, front)
             if not (orphaned or lagging or task.urgent or settled.spread.get(task.number)):
                 continue  # Nothing of it can be late: most of the time that is so of all.
-            coming = self._coming(task, late_ns)
+            coming = self._coming(task, late_ns) if lagging else 0
             units = self._pullable(collection, task, orphaned, lagging, settled, coming)
+            if not units:
+                continue
+            coming = coming or self._coming(task, late_ns)
             unit_pieces = self._unit_pieces(task)
             urgent = _units_with(task.urgent, unit_pieces, task.descriptor.geometry.piece_count)
             # Another pull may bring a part of a unit.
             wanted = task.missing & ~task.reading_mask & ~task.pulled & ~coming
-            while units and self._active_pulls(collection) + len(chosen) < room:
+            while units and len(chosen) < room:
                 unit = _draw(units & urgent or units, self._state.dice.random())
                 units &= ~(1 << unit)
                 link = self._holder(collection, task, unit)

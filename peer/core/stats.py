@@ -96,6 +96,8 @@ class Stats:
     def go_on(self) -> None:
         """Asks again where a yes was no proof, once there is something to compare or nothing is
         lacking any more. At the end of every event."""
+        if not self._unproven:
+            return
         for key, stat in list(self._unproven.items()):
             task = self._task_of(stat.source)
             wanted = self._is_wanted(stat.source)

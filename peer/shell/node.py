@@ -9,7 +9,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -84,9 +83,8 @@ class PeerNode:
         self.clock = clock or MonotonicClock()
         self.supervisor = Supervisor()
         self._log = Log("peer.shell.node")
-        self._executor = ThreadPoolExecutor(options.workers, thread_name_prefix="piece")
-        self._hash_executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="hash")
-        self.offload = Offload(self._executor)
+        self.offload = Offload(options.workers, "piece")
+        self._hash_offload = Offload(HASH_THREADS, "hash")
         self.store = ContentStore(
             options.store_root,
             now_unix_s=lambda: int(time.time()),
@@ -212,7 +210,7 @@ class PeerNode:
             port=self.port,
             hasher=ContentHasher(
                 store=self.store,
-                offload=Offload(self._hash_executor),
+                offload=self._hash_offload,
                 clock=self.clock,
                 post=self._post,
                 supervisor=self.supervisor,
@@ -229,15 +227,14 @@ class PeerNode:
     async def _keep_store(self) -> None:
         """Journals, makes durable and evicts, beside everything else."""
         turn = 0
-        # Beside the hashing: a slow disk must not hold up pieces that are being received.
-        hash_offload = Offload(self._hash_executor)
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
             turn += 1
             try:
                 await self.offload(self.store.flush)
                 if turn % SYNC_EVERY_FLUSHES == 0:
-                    await hash_offload(self.store.sync_some)
+                    # Beside the hashing: a slow disk must not hold up pieces that come in.
+                    await self._hash_offload(self.store.sync_some)
                 if turn % EVICT_EVERY_FLUSHES == 0:
                     await self.driver.evict()
             except StoreError as error:
@@ -264,8 +261,8 @@ class PeerNode:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(StoreError):
             await loop.run_in_executor(None, self.store.close)
-        self._executor.shutdown(wait=True)
-        self._hash_executor.shutdown(wait=True)
+        self.offload.close()
+        self._hash_offload.close()
 
     async def driver_settled(self) -> None:
         """Lets callbacks that are planned already run."""

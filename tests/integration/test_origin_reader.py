@@ -4,7 +4,7 @@ import asyncio
 import errno
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -139,10 +139,10 @@ class TestKnownSize:
 
     async def test_threads_and_larger_pieces(self) -> None:
         content = CONTENT * 400
-        with ThreadPoolExecutor(2) as pool:
+        with closing(Offload(2)) as offload:
             async with OriginServer() as server:
                 server.put("/f", Resource(content=content))
-                async with rig(OriginRequest(server.url("/f")), offload=Offload(pool)) as one:
+                async with rig(OriginRequest(server.url("/f")), offload=offload) as one:
                     effect = read_effect(len(content), piece_length_bytes=1 << 18)
                     assert (await one.read(effect)).reason is None
         assert one.store.content == content
@@ -312,11 +312,11 @@ class TestCancel:
 
     async def test_waits_for_threads_that_still_write(self) -> None:
         release = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(release.wait)
+        with closing(Offload(1)) as offload:
+            offload.start(lambda _, __: None, release.wait)
             async with OriginServer() as server:
                 server.put("/f", Resource(content=CONTENT, stall_after_bytes=1500))
-                async with rig(OriginRequest(server.url("/f")), offload=Offload(pool)) as one:
+                async with rig(OriginRequest(server.url("/f")), offload=offload) as one:
                     one.reader.read(read_effect(SIZE))
                     # Piece 0 waits for the thread, piece 1 for its bytes.
                     await one.buffers.wait_out(2)

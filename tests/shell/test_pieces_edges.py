@@ -248,6 +248,23 @@ async def test_a_child_that_never_reads_is_dropped_and_holds_up_nobody(
         assert rig.at_child.of(ev.ParentClosed) == []
 
 
+async def test_a_defect_while_a_piece_is_kept_ends_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig_of(tmp_path) as rig:
+        failed: asyncio.Queue[BaseException] = asyncio.Queue()
+        monkeypatch.setattr(rig.supervisor, "fail", failed.put_nowait)
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("a programmer's error")
+
+        monkeypatch.setattr(rig.target, "write_piece", broken)
+        rig.fetch(await rig.opened())
+        assert isinstance(await asyncio.wait_for(failed.get(), 5), ZeroDivisionError)
+        assert rig.buffers.used_bytes == 0
+        assert rig.at_child.of(ev.FetchEnded) == []
+
+
 @pytest.mark.slow
 @with_rig(pieces=16, upload_bytes_s=2 * MIB)
 async def test_the_upload_rate_holds(rig: Rig) -> None:

@@ -9,6 +9,7 @@ nothing: an error ends the run, and what was stored until then stays.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from peer.core.effects import ReadOrigin
@@ -84,7 +85,9 @@ class PieceRun:
         self._offload = offload
         self._turns = turns
         self._stored = stored
-        self._storing: set[asyncio.Task[None]] = set()
+        self._storing = 0
+        self._fewer = asyncio.Event()
+        """Fewer pieces are being stored than when it was last cleared."""
         self._ready: dict[int, tuple[bytes, int]] = {}
         self._next_piece = effect.first_piece
         self._failure: BaseException | None = None
@@ -124,7 +127,7 @@ class PieceRun:
         cancelled: asyncio.CancelledError | None = None
         while self._storing:
             try:
-                await asyncio.wait(self._storing)
+                await self._one_less()
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
@@ -140,33 +143,45 @@ class PieceRun:
             buffer.release()
 
     async def _wait_storing(self, down_to: int) -> None:
-        while len(self._storing) > down_to and self._failure is None:
-            await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
+        while self._storing > down_to and self._failure is None:
+            await self._one_less()
         if self._failure is not None:
             raise self._failure
 
+    async def _one_less(self) -> None:
+        self._fewer.clear()
+        await self._fewer.wait()
+
     def _begin_storing(self, piece: int, buffer: HeldBuffer, length_bytes: int) -> None:
-        # These tasks are never cancelled: a thread works on the buffer until it is done.
-        task = asyncio.create_task(self._keep(piece, buffer, length_bytes))
-        self._storing.add(task)
-        task.add_done_callback(self._kept)
+        # Never cancelled: a thread works on the buffer until it is done.
+        data = buffer.view[:length_bytes]
+        self._storing += 1
+        self._offload.start(
+            partial(self._kept, piece, buffer, length_bytes), self._digest_and_write, piece, data
+        )
 
-    def _kept(self, task: asyncio.Task[None]) -> None:
-        self._storing.discard(task)
-        if task.cancelled():
-            self._failure = OriginError(Reason.SHUTTING_DOWN, "the daemon is shutting down")
-        elif (error := task.exception()) is not None:
+    def _kept(
+        self,
+        piece: int,
+        buffer: HeldBuffer,
+        length_bytes: int,
+        digest: bytes | None,
+        error: BaseException | None,
+    ) -> None:
+        self._storing -= 1
+        self._fewer.set()
+        buffer.release()
+        if error is not None:
             self._failure = self._failure or error
-
-    async def _keep(self, piece: int, buffer: HeldBuffer, length_bytes: int) -> None:
-        try:
-            digest = await self._offload(self._digest_and_write, piece, buffer.view[:length_bytes])
-        finally:
-            buffer.release()
+            return
+        assert digest is not None
         self._ready[piece] = (digest, length_bytes)
-        while (ready := self._ready.pop(self._next_piece, None)) is not None:
-            self._stored(self._next_piece, *ready)
-            self._next_piece += 1
+        try:
+            while (ready := self._ready.pop(self._next_piece, None)) is not None:
+                self._stored(self._next_piece, *ready)
+                self._next_piece += 1
+        except Exception as defect:  # noqa: BLE001 - raised by the run, which is waited for
+            self._failure = self._failure or defect
 
     def _digest_and_write(self, piece: int, data: memoryview) -> bytes:
         effect = self._effect

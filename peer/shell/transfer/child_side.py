@@ -237,18 +237,22 @@ class ParentConnections:
             )
         )
 
-    async def keep(self, arrival: Arrival) -> None:
+    def keep(self, arrival: Arrival) -> None:
         """Verifies and writes a piece beside the loop, then ends its request."""
+        self._offload.start(partial(self._kept, arrival), self._verify_and_write, arrival)
+
+    def _kept(self, arrival: Arrival, right: bool | None, error: BaseException | None) -> None:
         effect, header = arrival.effect, arrival.header
+        arrival.buffer.release()
         reason: Reason | None = None
         detail = ""
-        try:
-            right = await self._offload(self._verify_and_write, arrival)
-            reason = None if right else Reason.PEER_CORRUPT
-        except StoreError as error:
+        if isinstance(error, StoreError):
             reason, detail = error.reason, str(error)
-        finally:
-            arrival.buffer.release()
+        elif error is not None:
+            self.supervisor.fail(error)
+            return
+        elif not right:
+            reason = Reason.PEER_CORRUPT
         self.received_bytes += effect.length_bytes
         self._of_request.pop(effect.request_id, None)
         self.post(

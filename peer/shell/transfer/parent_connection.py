@@ -296,7 +296,7 @@ class ParentConnection:
             self.cancelled.pop(arrival.header.request_id, None)
             arrival.buffer.release()
             return
-        self.owner.supervisor.spawn(self.owner.keep(arrival), "keep piece")
+        self.owner.keep(arrival)
 
     # ------------------------------------------------------------ requests
 

@@ -97,6 +97,8 @@ class Channel:
         self._reading = False
         self._turn: Turn | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._took_s = 0.0
+        """When the socket last took anything, while it is full."""
         self._pump_planned = False
         self.drained = False
         """The last receive call took all that was there: asking again now would find nothing."""
@@ -202,20 +204,24 @@ class Channel:
         if blocked and not self._writing:
             self._writing = True
             self._loop.add_writer(self._sock.fileno(), self._pump)
-            self._restart_stall_timer()
+            self._took_s = self._loop.time()
+            if self._stall is None:
+                self._stall = self._loop.call_later(STALL_TIMEOUT_S, self._look_for_stall)
         elif not blocked and self._writing:
             self._writing = False
             self._loop.remove_writer(self._sock.fileno())
-        if not blocked and self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
 
-    def _restart_stall_timer(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-        self._stall = self._loop.call_later(
-            STALL_TIMEOUT_S, self.close, f"took nothing for {STALL_TIMEOUT_S:.0f} s"
-        )
+    def _look_for_stall(self) -> None:
+        """A socket is full and empty again many times a second: its timer is left alone meanwhile,
+        and looks when it rings whether anything was taken."""
+        self._stall = None
+        if not self._writing:
+            return
+        left_s = self._took_s + STALL_TIMEOUT_S - self._loop.time()
+        if left_s <= 0:
+            self.close(f"took nothing for {STALL_TIMEOUT_S:.0f} s")
+        else:
+            self._stall = self._loop.call_later(left_s, self._look_for_stall)
 
     def _send_what_fits(self) -> bool:
         """Sends until the socket is full (True), a rate limit says wait, or nothing is left."""
@@ -228,8 +234,8 @@ class Channel:
                     return False
             else:
                 return False
-            if self._stall is not None:
-                self._restart_stall_timer()
+            if self._writing:
+                self._took_s = self._loop.time()
         # Others have their turn first.
         if self._frames or self._pieces:
             self._pump_planned = True

@@ -181,6 +181,12 @@ def stretches(values: Sequence[int]) -> int:
     linear in their number and the mask's length, whatever another host sends."""
     # A list at once: protobuf makes every number that is asked for anew.
     numbers = list(values)
+    if len(numbers) == 2:
+        # Most masks that a map names are one stretch.
+        first, length = numbers
+        if length == 0 or first + length > PIECES_PER_TASK_MAX:
+            raise _no_stretch(first, length)
+        return bitfield.mask_of(first, length)
     if len(numbers) % 2:
         raise ProtocolError("stretches: an odd number of numbers")
     # They rise, so the last one says how long the mask is; one out of order fails before it counts.

@@ -1,49 +1,190 @@
 """Work beside the event loop: blocking calls in threads, and background coroutines under watch.
 
-`Offload` runs blocking calls (disk, hashing) in a bounded pool of threads; `Supervisor` keeps
+`Offload` runs blocking calls (disk, hashing) in a few threads; `Supervisor` keeps
 background coroutines alive and turns a crash of one into the end of the daemon, because a daemon
 that lost a part of itself and goes on is worse than one that restarts. Decides nothing else.
 """
 
 import asyncio
+import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 
-class Offload:
-    """Runs a blocking call in a thread pool given at construction, and returns (or raises) what
-    it does.
+Ended = Callable[[T | None, BaseException | None], None]
+"""Told of a call's end on the loop's thread: what it returned, or what it raised."""
 
-    At most `waiting_max` calls run or wait in the pool; later callers wait their turn outside it,
-    first come, first served. The pool stays its creator's to shut down.
+
+class _Call:
+    """A call on its way through a thread and back."""
+
+    __slots__ = ("arguments", "ended", "error", "function", "value")
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], ended: Ended[Any]
+    ) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.ended = ended
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class Offload:
+    """Runs blocking calls in threads of its own, which it starts when they are first needed.
+
+    At most `waiting_max` calls run or wait for a thread; later ones wait their turn behind them,
+    first come, first served. Calls that end together wake the loop once. Belongs to one event loop.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor, *, waiting_max: int = 256) -> None:
+    # An executor would do, but its two futures per call, each with locks, and a wake-up of the loop
+    # for each cost more than hashing and writing a piece.
+
+    def __init__(self, threads_max: int, name: str = "offload", *, waiting_max: int = 256) -> None:
+        assert threads_max > 0
         assert waiting_max > 0
-        self._executor = executor
-        self._slots = asyncio.Semaphore(waiting_max)
+        self._threads_max = threads_max
+        self._name = name
+        self._waiting_max = waiting_max
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._handed = 0
+        """Calls that run or wait in the queue of the threads."""
+        self._later: deque[_Call] = deque()
+        # Bounded by `waiting_max`, as what is handed to threads is.
+        self._over: deque[_Call] = deque()
+        self._waking = False
+        self._closed = False
+
+    @property
+    def handed(self) -> int:
+        """Calls that run or wait for a thread; others wait behind them."""
+        return self._handed
 
     async def __call__(self, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
-        """Runs `function(*args)` in the pool. A caller that is cancelled does not stop a call
-        that already runs: what it uses must stay valid until it ends."""
-        async with self._slots:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        """Runs `function(*args)` in a thread; returns or raises what it does. A caller that is
+        cancelled does not stop a call that already runs: what it uses must stay valid until it
+        ends. One that does not run yet never will."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run() -> T | None:
+            return None if future.cancelled() else function(*args)
+
+        def ended(value: T | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(cast("T", value))
+
+        self.start(ended, run)
+        return await future
+
+    def start(
+        self, ended: Ended[T], function: Callable[[*Arguments], T], *args: *Arguments
+    ) -> None:
+        """Runs `function(*args)` in a thread, then `ended` on the loop, which is never called
+        before this returns. Raises RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError("the threads are closed")
+        call = _Call(function, args, ended)
+        if self._handed >= self._waiting_max:
+            self._later.append(call)
+            return
+        self._hand(call)
+
+    def _hand(self, call: _Call) -> None:
+        if self._handed >= len(self._threads) < self._threads_max:
+            self._start_thread()
+        self._handed += 1
+        self._calls.put(call)
+
+    def _start_thread(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        # A process that ends without `close` is not held up by them.
+        name = f"{self._name}_{len(self._threads)}"
+        thread = threading.Thread(target=self._work, args=(self._loop,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread's life."""
+        while (call := self._calls.get()) is not None:
+            try:
+                call.value = call.function(*call.arguments)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the call
+                call.error = error
+            self._over.append(call)
+            # Nothing that the call held may live on while this thread waits for the next.
+            del call
+            if not self._waking:
+                self._waking = True
+                with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+                    loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        """On the loop: tells of all calls that have ended."""
+        # First: a thread that is too late to be seen here wakes the loop again.
+        self._waking = False
+        while self._over:
+            call = self._over.popleft()
+            self._handed -= 1
+            if self._later:
+                self._hand(self._later.popleft())
+            try:
+                call.ended(call.value, call.error)
+            except Exception as error:  # noqa: BLE001 - said as for every callback of the loop
+                assert self._loop is not None
+                self._loop.call_exception_handler(
+                    {"message": "the end of a call in a thread", "exception": error}
+                )
+
+    def close(self) -> None:
+        """Waits, blocking, until every call has run, and ends the threads. Safe to call twice."""
+        self._closed = True
+        while self._later:
+            self._hand(self._later.popleft())
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
 
 
 class InlineOffload(Offload):
     """`Offload` that runs the call at once on the caller's thread: for tests and the simulator."""
 
     def __init__(self) -> None:
-        # No pool and no queue: the base class's constructor has nothing to set up here.
+        # No threads and no queue: the base class's constructor has nothing to set up here.
         pass
 
     async def __call__(self, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         """Runs `function(*args)` here and now. Raises what it raises."""
         return function(*args)
+
+    def start(
+        self, ended: Ended[T], function: Callable[[*Arguments], T], *args: *Arguments
+    ) -> None:
+        """Runs `function(*args)` here and now, and tells of it in the loop's next turn."""
+        value: T | None = None
+        failure: BaseException | None = None
+        try:
+            value = function(*args)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the call
+            failure = error
+        asyncio.get_running_loop().call_soon(ended, value, failure)
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class Running(Protocol):

@@ -5,13 +5,14 @@ and the simulator hands them over as they are. Decides nothing. Masks are intege
 (`shoal.wire.bitfield`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
 
 from shoal.wire.errors import Reason
 from shoal.wire.geometry import Geometry
 from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId, TaskId
+from shoal.wire.records import record
 
 CONTROL_VERSION_MIN: Final = 1
 CONTROL_VERSION_MAX: Final = 1
@@ -28,7 +29,7 @@ class Demand(StrEnum):
     """All of it, when nothing else needs the bandwidth."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Address:
     """An IP address (IPv4 or IPv6, not a name) and a TCP port of a host's piece port."""
 
@@ -36,7 +37,7 @@ class Address:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HostInfo:
     """What a host says of itself. Rates in bytes per second, 0 for "not limited"."""
 
@@ -49,7 +50,7 @@ class HostInfo:
     software_version: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskDescriptor:
     """All that a host must know of a task to fetch it."""
 
@@ -67,7 +68,7 @@ class TaskDescriptor:
     piece_digest: str = "xxh3-128"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Holding:
     """One task in a host's inventory."""
 
@@ -76,7 +77,7 @@ class Holding:
     sealed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Member:
     """One task of a collection as a joining host names it. Never holds a secret."""
 
@@ -96,7 +97,7 @@ class Member:
 # ---------------------------------------------------------------- host -> scheduler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HeldLease:
     """A lease that the host still works on, told to a scheduler that may not know of it."""
 
@@ -106,7 +107,7 @@ class HeldLease:
     """The mask of pieces not yet read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Hello:
     """First message of every stream: who I am and what I hold. A larger generation supersedes."""
 
@@ -118,7 +119,7 @@ class Hello:
     version_max: int = CONTROL_VERSION_MAX
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Join:
     """I want this collection."""
 
@@ -129,14 +130,14 @@ class Join:
     """Larger is more urgent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Leave:
     """I want it no longer; what I hold of it I go on serving."""
 
     collection_id: CollectionId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StatAnswer:
     """What the origin said to this host. `outcome` None is success."""
 
@@ -150,7 +151,7 @@ class StatAnswer:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Statement:
     """A leaseholder's word on the digest of a piece that it read from the origin."""
 
@@ -161,7 +162,7 @@ class Statement:
     lease_number: LeaseNumber
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Pieces stored and verified since the last report, and pieces that are held no longer: two
     masks."""
@@ -172,7 +173,7 @@ class Progress:
     lost: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class LeaseEnd:
     """A lease is used up (outcome None) or given back with a reason."""
 
@@ -183,7 +184,7 @@ class LeaseEnd:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Goodput:
     """Payload bytes received from a parent since the last report, and the measured rate."""
 
@@ -192,7 +193,7 @@ class Goodput:
     rate_bytes_s: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Blame:
     """A parent did wrong."""
 
@@ -202,7 +203,7 @@ class Blame:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Report:
     """The batched report, a few times a second while anything changes."""
 
@@ -214,7 +215,7 @@ class Report:
     free_upload_slots: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SizeFound:
     """A sequential read came to the end of a content of unknown size."""
 
@@ -223,7 +224,7 @@ class SizeFound:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Checked:
     """The whole content's digest was computed here. `passed` False voids the epoch."""
 
@@ -233,7 +234,7 @@ class Checked:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Withdrawn:
     """The task is about to be deleted here."""
 
@@ -241,7 +242,7 @@ class Withdrawn:
     generation: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class DigestList:
     """Answer to `DigestsWanted`: digests of consecutive pieces, b"" where not held."""
 
@@ -251,7 +252,7 @@ class DigestList:
     digests: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HoldersWanted:
     """How much of these tasks does the swarm hold, and how many hosts (`HolderCounts`)?"""
 
@@ -277,7 +278,7 @@ HostMessage = (
 # ---------------------------------------------------------------- scheduler -> host
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Welcome:
     """First message of the scheduler."""
 
@@ -286,14 +287,14 @@ class Welcome:
     report_interval_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ReportInterval:
     """The swarm is of another size now than when the host was welcomed: report so often."""
 
     report_interval_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Described:
     """A source is resolved to a task, or a task changed (size sealed, epoch raised)."""
 
@@ -302,14 +303,14 @@ class Described:
     descriptor: TaskDescriptor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StatWanted:
     """Ask the origin about this source with your own credential, and tell me (`StatAnswer`)."""
 
     source_id: SourceId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Parent:
     """A host of the swarm to connect to."""
 
@@ -318,7 +319,7 @@ class Parent:
     zone: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Parents:
     """Hosts that joined (`added`) or left the collection as seen from this host."""
 
@@ -327,7 +328,7 @@ class Parents:
     removed: tuple[HostId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SwarmToken:
     """Opens the piece ports of a task's holders. Told to hosts whose right to the content was
     proven, and to the holders that they will turn to. Older tokens stay good until they expire."""
@@ -337,7 +338,7 @@ class SwarmToken:
     ttl_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Lease:
     """The exclusive right to read these pieces from the origin. `piece_count` None: from
     `first_piece` to the end, in order."""
@@ -350,7 +351,7 @@ class Lease:
     ttl_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Leases:
     """Leases granted, and leases that are no longer valid."""
 
@@ -358,7 +359,7 @@ class Leases:
     revoked: tuple[LeaseNumber, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Digests:
     """Piece digests as the leaseholders stated them: the list that headers must agree with."""
 
@@ -367,14 +368,14 @@ class Digests:
     entries: tuple[tuple[int, bytes, LeaseNumber], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class DigestsWanted:
     """Tell me the piece digests of a task that you hold (`DigestList`)."""
 
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Assigned:
     """How a collection flows to this host. Its tasks are cut into units of `unit_bytes` (a piece
     where pieces are longer); unit u of the collection's task number t belongs to stripe
@@ -386,7 +387,7 @@ class Assigned:
     parents: tuple[HostId, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Directory:
     """Hosts of a swarm by number, from `first` on: where to find whom the map names."""
 
@@ -395,7 +396,7 @@ class Directory:
     hosts: tuple[Parent, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HostRuns:
     """Units of a task that a host holds whole since it was last told of."""
 
@@ -407,7 +408,7 @@ class HostRuns:
     """A mask of units."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SwarmMap:
     """Who holds what of a collection, told in units, as changes since the last map; one message
     for all hosts of the swarm."""
@@ -429,7 +430,7 @@ class SwarmMap:
     """Where receivers in one process share the work of taking the map in; never sent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SourceFailed:
     """The source cannot be had; every download of it ends with this reason."""
 
@@ -439,7 +440,7 @@ class SourceFailed:
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class EpochVoided:
     """All pieces of the task that were not sealed must be dropped. `liars`: hosts that stated
     wrong digests, as far as known."""
@@ -450,7 +451,7 @@ class EpochVoided:
     liars: tuple[HostId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TaskHolders:
     """What the swarm holds of a task: numbers alone, for whoever asks may have no right to it."""
 
@@ -465,7 +466,7 @@ class TaskHolders:
     """None while the scheduler does not know it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HolderCounts:
     """Answer to `HoldersWanted`."""
 
@@ -478,7 +479,7 @@ class HolderCounts:
     """In the order of the question."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Redirected:
     """This scheduler will not serve you; why, and when to come back."""
 

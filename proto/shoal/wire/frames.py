@@ -10,7 +10,6 @@ The decoder never copies payload: after a `Piece` frame it hands out what it alr
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -24,6 +23,7 @@ from shoal.wire.limits import (
     RANGES_PER_FRAME_MAX,
     REQUESTS_PER_FRAME_MAX,
 )
+from shoal.wire.records import record
 
 PEER_VERSION_MIN: Final = 1
 PEER_VERSION_MAX: Final = 1
@@ -32,7 +32,7 @@ _LENGTH: Final = struct.Struct(">I")
 _U63: Final = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Hello:
     """First frame of both sides. The parent answers the child's with its own nonce."""
 
@@ -42,7 +42,7 @@ class Hello:
     nonce: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Open:
     """Child: let me see and request this task under this channel number."""
 
@@ -51,7 +51,7 @@ class Open:
     proof: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Opened:
     """Parent: you may; this is what I hold."""
 
@@ -60,7 +60,7 @@ class Opened:
     bitmap: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Refused:
     """Parent: the channel is not open (any more)."""
 
@@ -68,14 +68,14 @@ class Refused:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Close:
     """Child: I need nothing more of this channel."""
 
     channel: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Have:
     """Parent: I hold these too now; stretches of (first piece, count)."""
 
@@ -83,7 +83,7 @@ class Have:
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Withdraw:
     """Parent: I hold these no longer."""
 
@@ -91,7 +91,7 @@ class Withdraw:
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Request:
     """Child: send me these; (request id, piece) each, answered in any order, each exactly once by
     `Piece`, `Busy` or `Reject`. `wait`: what is not held yet, as soon as it is."""
@@ -101,7 +101,7 @@ class Request:
     wait: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Cancel:
     """Child: no longer wanted. A piece already on its way still arrives whole; one that was
     dropped from the queue is answered by `Reject(cancelled)`."""
@@ -109,7 +109,7 @@ class Cancel:
     request_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Busy:
     """Parent: not now; ask again after this time."""
 
@@ -117,7 +117,7 @@ class Busy:
     retry_after_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reject:
     """Parent: not from me."""
 
@@ -125,7 +125,7 @@ class Reject:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Piece:
     """Parent: the piece's header; `length_bytes` raw bytes follow."""
 
