@@ -1,13 +1,12 @@
 """What a scheduler does: the outputs of `SchedulerEngine.handle`."""
 
-from dataclasses import dataclass
-
 from shoal.wire.control import SchedulerMessage
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, TaskId
+from shoal.wire.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SendToHost:
     """Messages for one session, in order; dropped if it is gone. The same message objects may go
     to many sessions, so that the shell can serialise them once."""
@@ -16,7 +15,7 @@ class SendToHost:
     messages: tuple[SchedulerMessage, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CloseSession:
     """End a stream: it broke the protocol, or a newer one of the same host took its place."""
 
@@ -25,7 +24,7 @@ class CloseSession:
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Noted:
     """Something that people must be able to read in the log."""
 

@@ -1,18 +1,17 @@
 """What can happen to a scheduler: the inputs of `SchedulerEngine.handle`."""
 
-from dataclasses import dataclass
-
 from shoal.wire.control import HostMessage
+from shoal.wire.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Event:
     """Base of all events; `now_ns` is monotonic."""
 
     now_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HostConnected(Event):
     """A host opened a control stream. `session` is never used twice. `subject` is the name that
     its credential proved, "" where there is none."""
@@ -21,14 +20,14 @@ class HostConnected(Event):
     subject: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class HostDisconnected(Event):
     """The stream is gone."""
 
     session: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class FromHost(Event):
     """Messages of one batch, in order. The first of a session must be `Hello`."""
 
@@ -36,7 +35,7 @@ class FromHost(Event):
     messages: tuple[HostMessage, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Tick(Event):
     """Time passed; sent when `next_deadline_ns()` is reached."""
 
