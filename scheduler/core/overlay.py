@@ -14,8 +14,9 @@ are there.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from shoal.wire.ids import HostId
 
@@ -200,14 +201,11 @@ class Overlay:
 
     def _fed_twice(self) -> set[HostId]:
         """The members that some parent feeds more than one stripe."""
-        trees = self.parents
-        twice = set()
-        for place in self.places:
-            child = place.host_id
-            feeders = [parent for tree in trees if (parent := tree.get(child)) is not None]
-            if len(set(feeders)) < len(feeders):
-                twice.add(child)
-        return twice
+        return {
+            child
+            for one, other in combinations(self.parents, 2)
+            for child, _ in one.items() & other.items()
+        }
 
     def _feeds_twice(self, child: HostId, parent: HostId, but: int) -> bool:
         """Whether a parent feeds another stripe to the child as well."""
@@ -279,8 +277,9 @@ def _hang(
     for placed, child in enumerate(parents[1:], start=1):
         if not keep(child, placed):
             feed(child, placed)
-    for child in [child for child in leaves if not keep(child, len(parents))]:
-        feed(child, len(parents))
+    count = len(parents)
+    for child in [child for child in leaves if not keep(child, count)] if before else leaves:
+        feed(child, count)
 
 
 def _full_share(rates: list[int]) -> int:
@@ -321,14 +320,15 @@ def _homes(members: list[Place], needs: list[int]) -> list[list[tuple[Place, int
             homes[stripe].append((place, max(1, place.slots // share)))
         return homes
     totals = [0] * stripes
+    empty = list(range(stripes))
     for place in members:
-        empty = [stripe for stripe in range(stripes) if not homes[stripe]]
         if place.slots == 0 and not empty:
             continue
-        choices: Iterable[int] = empty or range(stripes)
-        stripe = min(choices, key=lambda number: (totals[number], number))
+        stripe = empty[0] if empty else totals.index(min(totals))
         homes[stripe].append((place, place.slots))
         totals[stripe] += place.slots
+        if empty:
+            empty = [number for number in empty if not homes[number]]
     _even_out(homes, [total - need for total, need in zip(totals, needs, strict=True)])
     return homes
 

@@ -207,7 +207,7 @@ class Swarms:
             host_id,
             msg.Parents(
                 collection_id=collection.collection_id,
-                added=tuple(self._state.hosts[other].as_parent for other in fresh),
+                added=tuple([self._state.hosts[other].as_parent for other in fresh]),
             ),
         )
 

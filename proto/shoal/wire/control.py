@@ -5,7 +5,7 @@ and the simulator hands them over as they are. Decides nothing. Masks are intege
 (`shoal.wire.bitfield`).
 """
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -310,13 +310,17 @@ class StatWanted:
     source_id: SourceId
 
 
-@record(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
     """A host of the swarm to connect to."""
 
     host_id: HostId
     addresses: tuple[Address, ...]
     zone: str = ""
+
+    def __hash__(self) -> int:
+        """What is made of a parent is kept by it: its id alone tells nearly all of them apart."""
+        return hash(self.host_id)
 
 
 @record(frozen=True, slots=True, kw_only=True)
