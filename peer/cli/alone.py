@@ -6,10 +6,13 @@ removed when the file is there or when nothing of it ever arrived.
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import os
 import shutil
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ from shoal.wire.errors import UsageError
 
 if TYPE_CHECKING:
     from peer.cli.progress import Bar
-    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone, Renew
+    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone
 
 
 def state_root(outputs: list[Path | None]) -> Path:
@@ -43,11 +46,12 @@ def download_alone(
     bar: "Bar",
     *,
     root: Path | None = None,
-    renew: "Renew | None" = None,
+    renew: Callable[[], str | None] | None = None,
     download: "DownloadStandalone | None" = None,
 ) -> None:
     """Runs the download to its end and takes its events. `root` is where its state lies if that is
-    not beside the first output; `renew` gives fresh rights. `download` is given by tests alone."""
+    not beside the first output; `renew` gives fresh rights, and may block. `download` is given by
+    tests alone."""
     configure_logs("info" if options.verbose else "error", "text")
     try:
         request = decode_request(body)
@@ -77,11 +81,40 @@ def download_alone(
         outcome.fail(disk_reason(error), str(error))
 
 
-def _peer(renew: "Renew | None") -> "DownloadStandalone":
+def _peer(renew: Callable[[], str | None] | None) -> "DownloadStandalone":
     """A whole peer, which is loaded once it is known that there is work for it."""
     from peer.shell.standalone import download_standalone
 
-    return functools.partial(download_standalone, renew=renew)
+    return functools.partial(
+        download_standalone, renew=None if renew is None else functools.partial(beside, renew)
+    )
+
+
+async def beside(renew: Callable[[], str | None]) -> str | None:
+    """What a call gives that blocks, while the loop goes on. A command that ends does not wait for
+    it, as it would for `asyncio.to_thread`: a registry may take minutes to answer."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[str | None] = loop.create_future()
+
+    def answer(right: str | None, problem: BaseException | None) -> None:
+        if answered.done():
+            return  # Nobody waits any longer.
+        if problem is None:
+            answered.set_result(right)
+        else:
+            answered.set_exception(problem)
+
+    def ask() -> None:
+        right, problem = None, None
+        try:
+            right = renew()
+        except BaseException as error:  # noqa: BLE001 - handed to who waits
+            problem = error
+        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+            loop.call_soon_threadsafe(answer, right, problem)
+
+    threading.Thread(target=ask, name="renewal", daemon=True).start()
+    return await answered
 
 
 def _run(

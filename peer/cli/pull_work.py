@@ -6,9 +6,7 @@ the same command goes on from there.
 """
 
 import argparse
-import asyncio
 import functools
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -73,17 +71,17 @@ class _Right:
         self.problem: DownloadError | UsageError | None = None
         """Why there was no fresh one."""
 
-    async def renew(self) -> str | None:
+    def renew(self) -> str | None:
         """A fresh one; None if the registry or the user's credentials refuse."""
         try:
-            return await fresh_right(self._wish, self._digest)
+            return fresh_right(self._wish, self._digest)
         except (DownloadError, UsageError) as error:
             self.problem = error
             return None
 
     def renew_at(self, client: LocalClient, download: str) -> None:
         """Gives a daemon's download a fresh one. Raises DaemonError."""
-        body = {"authorization": asyncio.run(self.renew())}
+        body = {"authorization": self.renew()}
         try:
             client.request("POST", f"/v1/downloads/{download}/authorization", body).close()
         except DaemonError as error:
@@ -123,11 +121,24 @@ def pull(wish: Wish, result: Result) -> None:
         if not result.end.ok:
             return
         # Only then are the files that it shares with the directory nobody else's.
-        shutil.rmtree(work / "store", ignore_errors=True)
+        _remove(work / "store")
         result.end.ok = False
         plan.finish(wish.reference)
         result.end.ok = True
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory that may be there, as far as that can be done."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:
+        # It loads every compressor: not for a directory with nothing in it.
+        import shutil
+
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _clean(work: Path) -> None:

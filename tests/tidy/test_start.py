@@ -20,7 +20,10 @@ DAEMONS = (
 )  # fmt: skip
 """What clients of a daemon have no need of."""
 
-HTTP = ("aiohttp", "asyncio", "email", "http", "ssl", "yarl")
+LOOPS = ("aiohttp", "asyncio", "yarl")
+"""An event loop and its HTTP client: more than the rest of a command together."""
+
+HTTP = (*LOOPS, "email", "http", "ssl")
 SELDOM = ("lzma", "rich", "tarfile", "zstandard")
 """Progress bars, and archives."""
 
@@ -86,7 +89,10 @@ def test_a_daemon_that_only_tells_of_itself_is_not_loaded(tmp_path: Path, argume
     assert not among(modules, unwanted)
 
 
-def test_a_pull_through_a_daemon_loads_no_peer_and_no_archives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["pull", "inspect"])
+def test_what_asks_a_registry_and_a_daemon_loads_no_peer_no_loop_and_no_archives(
+    tmp_path: Path, command: str
+) -> None:
     body = b"weights" * 1000
     with Registry() as registry, LocalDaemon(tmp_path) as daemon:
         kind = "application/vnd.cncf.model."
@@ -103,13 +109,15 @@ def test_a_pull_through_a_daemon_loads_no_peer_and_no_archives(tmp_path: Path) -
         host = registry.reference.partition("/")[0]
         daemon.downloads.add(f"http://{host}/v2/{REPOSITORY}/blobs/{layer['digest']}", body)
         out = tmp_path / "out"
+        place = ("-o", str(out)) if command == "pull" else ()
         code, modules = loaded(
             tmp_path / "told", SCRIPT,
-            "pull", registry.reference, "-o", str(out), "--plain-http", "-e", daemon.socket,
+            command, registry.reference, *place, "--plain-http", "-e", daemon.socket,
         )  # fmt: skip
     assert code == 0
-    assert (out / "a.bin").read_bytes() == body
-    assert not among(modules, (*DAEMONS, "rich", "tarfile", "zstandard"))
+    if command == "pull":
+        assert (out / "a.bin").read_bytes() == body
+    assert not among(modules, (*DAEMONS, *LOOPS, *SELDOM, "shutil", "subprocess"))
 
 
 def test_a_whole_peer_is_loaded_for_a_request_that_makes_sense(tmp_path: Path) -> None:

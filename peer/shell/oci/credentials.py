@@ -10,7 +10,6 @@ import binascii
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +119,9 @@ class Credentials:
     def _ask_helper(self, path: Path, name: object, registry: str) -> Credential | None:
         if not isinstance(name, str) or not _HELPER_NAME.fullmatch(name):
             raise UsageError(f"{path}: a credential helper has a name such as `pass`")
+        # Most users have none.
+        import subprocess
+
         program = f"docker-credential-{name}"
         server = DOCKER_HUB_KEY if registry == DOCKER_HUB else registry
         try:

@@ -6,22 +6,17 @@ and nowhere else, whatever redirects say. Every body, wait and retry is bounded;
 DownloadError. Reads no big blob and writes nothing to disk.
 """
 
-import asyncio
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
-from peer.shell.errors import DownloadError
+from peer.shell.errors import DownloadError, OriginError
 from peer.shell.oci.challenge import Challenge, best_challenge, parse_challenges
 from peer.shell.oci.credentials import Credential
+from peer.shell.oci.exchange import Heard
 from peer.shell.oci.manifest import (
     ACCEPTED,
     CONFIG_BYTES_MAX,
@@ -35,25 +30,38 @@ from peer.shell.oci.manifest import (
 )
 from peer.shell.oci.reference import Reference
 from peer.shell.oci.tokens import Token, token_in, token_request
-from peer.shell.origin.http_errors import RAISED, translate
 from peer.shell.urls import place_of, redirect_url
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason, UsageError
-
-CONNECT_TIMEOUT_S: Final = 15.0
-TOTAL_TIMEOUT_S: Final = 60.0
-"""For one question: manifests and tokens are small."""
 
 REDIRECTS_MAX: Final = 5
 TRIES_MAX: Final = 3
 RETRY_PAUSE_S: Final = 0.5
 """Before the second try; twice as long before the third."""
 
-ERROR_BYTES_MAX: Final = 64 * 1024
 TOKEN_BYTES_MAX: Final = 256 * 1024
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 FindCredential = Callable[[Reference], Credential | None]
+
+
+class Asks(Protocol):
+    """`peer.shell.oci.exchange.Exchange`."""
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None,
+        most_bytes: int,
+    ) -> Heard:
+        """The answer to one question. Raises OriginError."""
+        ...
+
+    def close(self) -> None:
+        """No further question comes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,69 +78,61 @@ class _Answer:
 
 
 class RegistryClient:
-    """Asks registries. To be used as `async with`; `find` may block and runs in a thread."""
+    """Asks registries, through an exchange that it closes at its end. To be used as `with`; every
+    question blocks, as `find` may."""
 
     def __init__(
         self,
         find: FindCredential,
+        exchange: Asks,
         *,
         plain_http: bool = False,
-        ca_file: Path | None = None,
         now_s: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._find = find
+        self._exchange = exchange
         self.plain_http = plain_http
-        self._ca_file = ca_file
         self._now_s = now_s
         self._pause = pause
-        self._session: aiohttp.ClientSession | None = None
         self._tokens: dict[tuple[str, str], Token] = {}
         """By registry and repository: one client asks for few of them."""
         self._credentials: dict[tuple[str, str], Credential | None] = {}
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(self._tls), limit=8),
-            timeout=aiohttp.ClientTimeout(total=TOTAL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-            headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._exchange.close()
 
-    async def resolve(self, reference: Reference, platform: str | None = None) -> Manifest:
+    def resolve(self, reference: Reference, platform: str | None = None) -> Manifest:
         """The manifest that a name stands for, on a platform. Raises DownloadError, UsageError."""
-        found = await self.manifest(reference, reference.digest)
+        found = self.manifest(reference, reference.digest)
         if isinstance(found, Manifest):
             return found
         chosen = choose(found, platform)
-        inner = await self.manifest(reference, chosen.digest)
+        inner = self.manifest(reference, chosen.digest)
         if isinstance(inner, Index):
             raise DownloadError(
                 Reason.ORIGIN_INVALID, f"{reference}: an index within an index; name the inner one"
             )
         return inner
 
-    async def manifest(self, reference: Reference, digest: str | None) -> Manifest | Index:
+    def manifest(self, reference: Reference, digest: str | None) -> Manifest | Index:
         """One manifest or index: by digest, or by the reference's tag. Raises DownloadError."""
         url = reference.url("manifests", digest or reference.target, plain_http=self.plain_http)
-        answer = await self._get(reference, url, ", ".join(ACCEPTED), MANIFEST_BYTES_MAX)
-        stated = answer.headers.get("Docker-Content-Digest", "")
+        answer = self._get(reference, url, ", ".join(ACCEPTED), MANIFEST_BYTES_MAX)
+        stated = answer.headers.get("docker-content-digest", "")
         if digest is None and stated.startswith("sha256:"):
             check_digest(answer.body, stated, f"the manifest of {reference}")
-        return parse_manifest(answer.body, answer.headers.get("Content-Type", ""), digest)
+        return parse_manifest(answer.body, answer.headers.get("content-type", ""), digest)
 
-    async def small_blob(self, reference: Reference, descriptor: Descriptor) -> bytes:
+    def small_blob(self, reference: Reference, descriptor: Descriptor) -> bytes:
         """The bytes of a configuration, checked. Raises DownloadError, also for a big one."""
         if descriptor.size_bytes > CONFIG_BYTES_MAX:
             raise DownloadError(
@@ -140,11 +140,11 @@ class RegistryClient:
                 f"a configuration of {descriptor.size_bytes} bytes: {CONFIG_BYTES_MAX} at most",
             )
         url = reference.url("blobs", descriptor.digest, plain_http=self.plain_http)
-        answer = await self._get(reference, url, "*/*", CONFIG_BYTES_MAX)
+        answer = self._get(reference, url, "*/*", CONFIG_BYTES_MAX)
         check_digest(answer.body, descriptor.digest, "the configuration")
         return answer.body
 
-    async def authorization(
+    def authorization(
         self, reference: Reference, digest: str, *, fresh: bool = False
     ) -> str | None:
         """The Authorization to read the repository's blobs with, None where none is needed. With
@@ -152,30 +152,30 @@ class RegistryClient:
         if fresh:
             self._tokens.pop((reference.registry, reference.repository), None)
             url = reference.url("blobs", digest, plain_http=self.plain_http)
-            await self._get(reference, url, "*/*", 0, method="HEAD")
+            self._get(reference, url, "*/*", 0, method="HEAD")
         return self._header(reference)
 
     # ------------------------------------------------------------ asking
 
-    async def _get(
+    def _get(
         self, reference: Reference, url: str, accept: str, most_bytes: int, method: str = "GET"
     ) -> _Answer:
         for attempt in range(TRIES_MAX):
             try:
-                return await self._get_once(reference, url, accept, most_bytes, method)
+                return self._get_once(reference, url, accept, most_bytes, method)
             except DownloadError as error:
                 if error.reason not in TRANSIENT_ORIGIN or attempt + 1 == TRIES_MAX:
                     raise
-            await self._pause(RETRY_PAUSE_S * 2**attempt)
+            self._pause(RETRY_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")
 
-    async def _get_once(
+    def _get_once(
         self, reference: Reference, url: str, accept: str, most_bytes: int, method: str
     ) -> _Answer:
-        answer = await self._follow(url, self._headers(reference, accept), most_bytes, method)
+        answer = self._follow(url, self._headers(reference, accept), most_bytes, method)
         if answer.status == 401 and answer.own:
-            await self._authorize(reference, answer)
-            answer = await self._follow(url, self._headers(reference, accept), most_bytes, method)
+            self._authorize(reference, answer)
+            answer = self._follow(url, self._headers(reference, accept), most_bytes, method)
         if answer.status == 200:
             return answer
         raise _refused(reference, answer)
@@ -188,13 +188,13 @@ class RegistryClient:
         token = self._tokens.get((reference.registry, reference.repository))
         return token.header if token is not None and self._now_s() < token.until_s else None
 
-    async def _follow(
+    def _follow(
         self, url: str, headers: Mapping[str, str], most_bytes: int, method: str
     ) -> _Answer:
         """One question with its redirects; Authorization stays at the place of `url`."""
         at, sent = url, dict(headers)
         for _ in range(REDIRECTS_MAX + 1):
-            answer = await self._send(method, at, sent, None, most_bytes, own=at == url)
+            answer = self._send(method, at, sent, None, most_bytes, own=at == url)
             if answer.status not in _REDIRECTS:
                 return answer
             at = _redirected(at, answer)
@@ -205,7 +205,7 @@ class RegistryClient:
             f"{urlsplit(url).netloc} redirects more than {REDIRECTS_MAX} times",
         )
 
-    async def _send(
+    def _send(
         self,
         method: str,
         url: str,
@@ -215,39 +215,26 @@ class RegistryClient:
         *,
         own: bool,
     ) -> _Answer:
-        assert self._session is not None, "used outside `async with`"
-        host = urlsplit(url).netloc
         try:
-            async with self._session.request(
-                method, URL(url, encoded=True), headers=headers, data=form, allow_redirects=False
-            ) as response:
-                good = response.status == 200
-                body = b""
-                if method != "HEAD":
-                    body = await _body(
-                        response, most_bytes if good else ERROR_BYTES_MAX, host, good
-                    )
-                return _Answer(
-                    status=response.status,
-                    host=host,
-                    own=own,
-                    headers=response.headers.copy(),
-                    challenges=parse_challenges(response.headers.getall("WWW-Authenticate", [])),
-                    body=body,
-                )
-        except RAISED as error:
-            told = translate(
-                error, host, connect_timeout_s=CONNECT_TIMEOUT_S, stall_timeout_s=TOTAL_TIMEOUT_S
-            )
-            raise DownloadError(told.reason, told.detail) from None
+            heard = self._exchange.ask(method, url, headers, form, most_bytes)
+        except OriginError as error:
+            raise DownloadError(error.reason, error.detail) from None
+        return _Answer(
+            status=heard.status,
+            host=urlsplit(url).netloc,
+            own=own,
+            headers=heard.headers,
+            challenges=parse_challenges(heard.challenges),
+            body=heard.body,
+        )
 
     # ------------------------------------------------------------ being let in
 
-    async def _authorize(self, reference: Reference, answer: _Answer) -> None:
+    def _authorize(self, reference: Reference, answer: _Answer) -> None:
         """Gets what the challenge asks for. Raises DownloadError if that can't be had."""
         key = reference.registry, reference.repository
         if key not in self._credentials:
-            self._credentials[key] = await asyncio.to_thread(self._find, reference)
+            self._credentials[key] = self._find(reference)
         credential = self._credentials[key]
         challenge = best_challenge(answer.challenges)
         if credential is not None and credential.registry_token:
@@ -262,9 +249,9 @@ class RegistryClient:
                 raise _no_credentials(reference)
             self._tokens[key] = Token.lasting(credential.basic)
         else:
-            self._tokens[key] = await self._fetch_token(reference, challenge, credential)
+            self._tokens[key] = self._fetch_token(reference, challenge, credential)
 
-    async def _fetch_token(
+    def _fetch_token(
         self, reference: Reference, challenge: Challenge, credential: Credential | None
     ) -> Token:
         url, headers, form = token_request(challenge, credential, reference.repository)
@@ -276,9 +263,9 @@ class RegistryClient:
             )
         asked_s = self._now_s()
         if form is not None:
-            answer = await self._send("POST", url, headers, form, TOKEN_BYTES_MAX, own=True)
+            answer = self._send("POST", url, headers, form, TOKEN_BYTES_MAX, own=True)
         else:
-            answer = await self._follow(url, headers, TOKEN_BYTES_MAX, "GET")
+            answer = self._follow(url, headers, TOKEN_BYTES_MAX, "GET")
         if answer.status in (401, 403) and credential is None:
             raise _no_credentials(reference)
         if answer.status in (400, 401, 403):
@@ -291,36 +278,10 @@ class RegistryClient:
             raise _refused(reference, answer)
         return token_in(answer.body, asked_s, answer.host)
 
-    def _tls(self) -> ssl.SSLContext | bool:
-        if self._ca_file is None:
-            return True
-        context = ssl.create_default_context()
-        try:
-            context.load_verify_locations(self._ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(
-                f"--ca-file {self._ca_file}: {error.strerror or 'no PEM certificates in it'}"
-            ) from None
-        return context
-
-
-async def _body(response: aiohttp.ClientResponse, most_bytes: int, host: str, good: bool) -> bytes:
-    """The whole body of a good answer; of another one as much as is allowed."""
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > most_bytes:
-            if good:
-                raise DownloadError(
-                    Reason.ORIGIN_INVALID, f"{host} answered with more than {most_bytes} bytes"
-                )
-            return bytes(body[:most_bytes])
-    return bytes(body)
-
 
 def _redirected(url: str, answer: _Answer) -> str:
     try:
-        target = redirect_url(url, answer.headers.get("Location", ""))
+        target = redirect_url(url, answer.headers.get("location", ""))
     except UsageError:
         raise DownloadError(
             Reason.ORIGIN_INVALID, f"{answer.host} redirects to something that is no HTTP(S) URL"

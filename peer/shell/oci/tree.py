@@ -8,7 +8,6 @@ nothing about what belongs there.
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,4 +176,4 @@ class Tree:
 
 
 def _part() -> str:
-    return f"{secrets.token_hex(8)}.part"
+    return f"{os.urandom(8).hex()}.part"

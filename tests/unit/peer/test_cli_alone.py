@@ -3,11 +3,12 @@
 import asyncio
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from peer.cli.alone import download_alone, state_root
+from peer.cli.alone import beside, download_alone, state_root
 from peer.cli.get_options import parser, request_of
 from peer.cli.outcome import FileOutcome, Outcome
 from peer.cli.progress import Bar
@@ -168,3 +169,38 @@ def test_a_stream_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_state_lies_where_a_hard_link_can_reach_it(tmp_path: Path) -> None:
     assert state_root([tmp_path / "a.bin"]) == tmp_path / ".a.bin.shoal"
+
+
+async def test_a_fresh_right_is_asked_for_beside_the_download() -> None:
+    going_on = threading.Event()
+    asked = asyncio.create_task(beside(lambda: "a right" if going_on.wait(10) else None))
+    await asyncio.sleep(0)
+    going_on.set()
+    assert await asked == "a right"
+
+    def fail() -> str:
+        raise UsageError("log in again")
+
+    with pytest.raises(UsageError, match="log in again"):
+        await beside(fail)
+
+
+def test_a_command_that_ends_does_not_wait_for_a_fresh_right() -> None:
+    answers, answered = threading.Event(), threading.Event()
+
+    def renew() -> str:
+        answers.wait(10)
+        answered.set()
+        return "too late"
+
+    async def end_early() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(beside(renew), 0.01)
+
+    asyncio.run(end_early())
+    assert not answered.is_set()
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "renewal":
+            thread.join(10)
+    assert answered.is_set()
