@@ -83,8 +83,8 @@ class PeerNode:
         self.clock = clock or MonotonicClock()
         self.supervisor = Supervisor()
         self._log = Log("peer.shell.node")
-        self.offload = Offload(options.workers, "piece")
-        self._hash_offload = Offload(HASH_THREADS, "hash")
+        self.offload = Offload(options.workers, "piece", fail=self.supervisor.fail)
+        self._hash_offload = Offload(HASH_THREADS, "hash", fail=self.supervisor.fail)
         self.store = ContentStore(
             options.store_root,
             now_unix_s=lambda: int(time.time()),

@@ -41,17 +41,27 @@ class Offload:
 
     At most `waiting_max` calls run or wait for a thread; later ones wait their turn behind them,
     first come, first served. Calls that end together wake the loop once. Belongs to one event loop.
+    `fail` is handed what whoever is told of an end raises: a programmer's error. Without it the
+    loop's own handler says so.
     """
 
-    # An executor would do, but its two futures per call, each with locks, and a wake-up of the loop
-    # for each cost more than hashing and writing a piece.
+    # An executor would do, but takes two futures with locks, and a wake-up of the loop, for each
+    # piece.
 
-    def __init__(self, threads_max: int, name: str = "offload", *, waiting_max: int = 256) -> None:
+    def __init__(
+        self,
+        threads_max: int,
+        name: str = "offload",
+        *,
+        waiting_max: int = 256,
+        fail: Callable[[BaseException], None] | None = None,
+    ) -> None:
         assert threads_max > 0
         assert waiting_max > 0
         self._threads_max = threads_max
         self._name = name
         self._waiting_max = waiting_max
+        self._fail = fail or self._say
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -142,11 +152,14 @@ class Offload:
                 self._hand(self._later.popleft())
             try:
                 call.ended(call.value, call.error)
-            except Exception as error:  # noqa: BLE001 - said as for every callback of the loop
-                assert self._loop is not None
-                self._loop.call_exception_handler(
-                    {"message": "the end of a call in a thread", "exception": error}
-                )
+            except Exception as error:  # noqa: BLE001 - handed on; the others are told all the same
+                self._fail(error)
+
+    def _say(self, error: BaseException) -> None:
+        """As for every callback of the loop."""
+        assert self._loop is not None
+        what = {"message": "the end of a call in a thread", "exception": error}
+        self._loop.call_exception_handler(what)
 
     def close(self) -> None:
         """Waits, blocking, until every call has run, and ends the threads. Safe to call twice."""

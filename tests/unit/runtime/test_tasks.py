@@ -87,6 +87,18 @@ async def test_an_error_of_one_end_is_said_and_keeps_no_other_from_being_told() 
     assert isinstance(said[0]["exception"], ZeroDivisionError)
 
 
+async def test_an_error_of_an_end_is_handed_to_whoever_ends_the_daemon() -> None:
+    supervisor = Supervisor()
+
+    def broken(_value: int | None, _error: BaseException | None) -> None:
+        raise ZeroDivisionError("a programmer's error")
+
+    with closing(Offload(1, fail=supervisor.fail)) as offload:
+        offload.start(broken, add, 1, 1)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(supervisor.wait_failed(), 10)
+
+
 async def test_offload_bounds_what_waits_for_its_threads() -> None:
     gate = threading.Event()
     both_run = threading.Barrier(3)
