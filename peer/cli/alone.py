@@ -6,12 +6,10 @@ removed when the file is there or when nothing of it ever arrived.
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +20,12 @@ from peer.shell.api_json import decode_request, encode_event
 from peer.shell.wanted_urls import origin_request
 from shoal.runtime.config_values import parse_endpoint
 from shoal.runtime.logs import configure_logs
+from shoal.runtime.tasks import Offload
 from shoal.wire.errors import UsageError
 
 if TYPE_CHECKING:
     from peer.cli.progress import Bar
-    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone
+    from peer.shell.api_types import DownloadEvent, DownloadRequest, DownloadStandalone, Renew
 
 
 def state_root(outputs: list[Path | None]) -> Path:
@@ -85,36 +84,15 @@ def _peer(renew: Callable[[], str | None] | None) -> "DownloadStandalone":
     """A whole peer, which is loaded once it is known that there is work for it."""
     from peer.shell.standalone import download_standalone
 
-    return functools.partial(
-        download_standalone, renew=None if renew is None else functools.partial(beside, renew)
-    )
+    if renew is None:
+        return download_standalone
+    return functools.partial(download_standalone, renew=beside(renew))
 
 
-async def beside(renew: Callable[[], str | None]) -> str | None:
-    """What a call gives that blocks, while the loop goes on. A command that ends does not wait for
-    it, as it would for `asyncio.to_thread`: a registry may take minutes to answer."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[str | None] = loop.create_future()
-
-    def answer(right: str | None, problem: BaseException | None) -> None:
-        if answered.done():
-            return  # Nobody waits any longer.
-        if problem is None:
-            answered.set_result(right)
-        else:
-            answered.set_exception(problem)
-
-    def ask() -> None:
-        right, problem = None, None
-        try:
-            right = renew()
-        except BaseException as error:  # noqa: BLE001 - handed to who waits
-            problem = error
-        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
-            loop.call_soon_threadsafe(answer, right, problem)
-
-    threading.Thread(target=ask, name="renewal", daemon=True).start()
-    return await answered
+def beside(renew: Callable[[], str | None]) -> "Renew":
+    """The same call, in a thread while the loop goes on. A command that ends does not wait for it,
+    as it would for `asyncio.to_thread`: a registry may take minutes to answer."""
+    return functools.partial(Offload(1, "renewal"), renew)
 
 
 def _run(

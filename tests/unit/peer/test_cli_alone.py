@@ -173,7 +173,7 @@ def test_the_state_lies_where_a_hard_link_can_reach_it(tmp_path: Path) -> None:
 
 async def test_a_fresh_right_is_asked_for_beside_the_download() -> None:
     going_on = threading.Event()
-    asked = asyncio.create_task(beside(lambda: "a right" if going_on.wait(10) else None))
+    asked = asyncio.ensure_future(beside(lambda: "a right" if going_on.wait(10) else None)())
     await asyncio.sleep(0)
     going_on.set()
     assert await asked == "a right"
@@ -182,7 +182,7 @@ async def test_a_fresh_right_is_asked_for_beside_the_download() -> None:
         raise UsageError("log in again")
 
     with pytest.raises(UsageError, match="log in again"):
-        await beside(fail)
+        await beside(fail)()
 
 
 def test_a_command_that_ends_does_not_wait_for_a_fresh_right() -> None:
@@ -195,12 +195,9 @@ def test_a_command_that_ends_does_not_wait_for_a_fresh_right() -> None:
 
     async def end_early() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(beside(renew), 0.01)
+            await asyncio.wait_for(beside(renew)(), 0.01)
 
     asyncio.run(end_early())
     assert not answered.is_set()
     answers.set()
-    for thread in threading.enumerate():
-        if thread.name == "renewal":
-            thread.join(10)
-    assert answered.is_set()
+    assert answered.wait(10)
