@@ -42,10 +42,17 @@ class Heard:
     """One whole answer. Names of headers are in lower case, and of several with one name the first
     counts, save that `challenges` has every `WWW-Authenticate`."""
 
+    url: str = field(repr=False)
+    """What was asked for."""
     status: int
     headers: Mapping[str, str] = field(repr=False)
     challenges: tuple[str, ...]
     body: bytes = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        """Who answered, with the port if the URL names one: for people."""
+        return urlsplit(self.url).netloc
 
 
 class Exchange:
@@ -75,7 +82,7 @@ class Exchange:
         good answer of more than `most_bytes`."""
         host = urlsplit(url).netloc
         try:
-            return self._ask(method, urlsplit(url), headers, form, most_bytes)
+            return self._ask(method, url, headers, form, most_bytes)
         except (OSError, ValueError, http.client.HTTPException) as error:
             # Not `from error`: its text may quote the URL or a header.
             raise _translated(error, host) from None
@@ -83,11 +90,12 @@ class Exchange:
     def _ask(
         self,
         method: str,
-        url: SplitResult,
+        whole_url: str,
         headers: Mapping[str, str],
         form: Mapping[str, str] | None,
         most_bytes: int,
     ) -> Heard:
+        url = urlsplit(whole_url)
         end_s = time.monotonic() + TOTAL_TIMEOUT_S
         place = url.scheme, url.hostname or "", url.port or SCHEMES[url.scheme]
         link = self._kept.pop(place, None)
@@ -101,7 +109,7 @@ class Exchange:
             _send(link, end_s, method, url, headers, body)
             with _Answer(link, method, end_s) as answer:
                 answer.begin()
-                heard = _heard(answer, most_bytes, url.netloc)
+                heard = _heard(answer, whole_url, most_bytes)
                 kept = answer.isclosed() and not answer.will_close
         finally:
             if not kept:
@@ -200,15 +208,16 @@ def _send(
     sender.endheaders(body)
 
 
-def _heard(answer: http.client.HTTPResponse, most_bytes: int, host: str) -> Heard:
+def _heard(answer: http.client.HTTPResponse, url: str, most_bytes: int) -> Heard:
     headers: dict[str, str] = {}
     for name, text in answer.headers.items():
         headers.setdefault(name.lower(), str(text))
     return Heard(
+        url=url,
         status=answer.status,
         headers=headers,
         challenges=tuple(map(str, answer.headers.get_all("www-authenticate", ()))),
-        body=_body(answer, most_bytes, host),
+        body=_body(answer, most_bytes, urlsplit(url).netloc),
     )
 
 

@@ -8,7 +8,6 @@ DownloadError. Reads no big blob and writes nothing to disk.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self
 from urllib.parse import urlsplit
@@ -62,19 +61,6 @@ class Asks(Protocol):
     def close(self) -> None:
         """No further question comes."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One whole answer. `own` says that it came from the place that was asked, not from one that
-    a redirect led to."""
-
-    status: int
-    host: str
-    own: bool
-    headers: Mapping[str, str] = field(repr=False)
-    challenges: tuple[Challenge, ...]
-    body: bytes = field(repr=False)
 
 
 class RegistryClient:
@@ -159,7 +145,7 @@ class RegistryClient:
 
     def _get(
         self, reference: Reference, url: str, accept: str, most_bytes: int, method: str = "GET"
-    ) -> _Answer:
+    ) -> Heard:
         for attempt in range(TRIES_MAX):
             try:
                 return self._get_once(reference, url, accept, most_bytes, method)
@@ -171,9 +157,10 @@ class RegistryClient:
 
     def _get_once(
         self, reference: Reference, url: str, accept: str, most_bytes: int, method: str
-    ) -> _Answer:
+    ) -> Heard:
         answer = self._follow(url, self._headers(reference, accept), most_bytes, method)
-        if answer.status == 401 and answer.own:
+        if answer.status == 401 and answer.url == url:
+            # From the place that was asked, not from one that a redirect led to.
             self._authorize(reference, answer)
             answer = self._follow(url, self._headers(reference, accept), most_bytes, method)
         if answer.status == 200:
@@ -188,13 +175,11 @@ class RegistryClient:
         token = self._tokens.get((reference.registry, reference.repository))
         return token.header if token is not None and self._now_s() < token.until_s else None
 
-    def _follow(
-        self, url: str, headers: Mapping[str, str], most_bytes: int, method: str
-    ) -> _Answer:
+    def _follow(self, url: str, headers: Mapping[str, str], most_bytes: int, method: str) -> Heard:
         """One question with its redirects; Authorization stays at the place of `url`."""
         at, sent = url, dict(headers)
         for _ in range(REDIRECTS_MAX + 1):
-            answer = self._send(method, at, sent, None, most_bytes, own=at == url)
+            answer = self._send(method, at, sent, None, most_bytes)
             if answer.status not in _REDIRECTS:
                 return answer
             at = _redirected(at, answer)
@@ -212,31 +197,21 @@ class RegistryClient:
         headers: Mapping[str, str],
         form: Mapping[str, str] | None,
         most_bytes: int,
-        *,
-        own: bool,
-    ) -> _Answer:
+    ) -> Heard:
         try:
-            heard = self._exchange.ask(method, url, headers, form, most_bytes)
+            return self._exchange.ask(method, url, headers, form, most_bytes)
         except OriginError as error:
             raise DownloadError(error.reason, error.detail) from None
-        return _Answer(
-            status=heard.status,
-            host=urlsplit(url).netloc,
-            own=own,
-            headers=heard.headers,
-            challenges=parse_challenges(heard.challenges),
-            body=heard.body,
-        )
 
     # ------------------------------------------------------------ being let in
 
-    def _authorize(self, reference: Reference, answer: _Answer) -> None:
+    def _authorize(self, reference: Reference, answer: Heard) -> None:
         """Gets what the challenge asks for. Raises DownloadError if that can't be had."""
         key = reference.registry, reference.repository
         if key not in self._credentials:
             self._credentials[key] = self._find(reference)
         credential = self._credentials[key]
-        challenge = best_challenge(answer.challenges)
+        challenge = best_challenge(parse_challenges(answer.challenges))
         if credential is not None and credential.registry_token:
             self._tokens[key] = Token.lasting(f"Bearer {credential.registry_token}")
         elif challenge is None:
@@ -263,7 +238,7 @@ class RegistryClient:
             )
         asked_s = self._now_s()
         if form is not None:
-            answer = self._send("POST", url, headers, form, TOKEN_BYTES_MAX, own=True)
+            answer = self._send("POST", url, headers, form, TOKEN_BYTES_MAX)
         else:
             answer = self._follow(url, headers, TOKEN_BYTES_MAX, "GET")
         if answer.status in (401, 403) and credential is None:
@@ -279,7 +254,7 @@ class RegistryClient:
         return token_in(answer.body, asked_s, answer.host)
 
 
-def _redirected(url: str, answer: _Answer) -> str:
+def _redirected(url: str, answer: Heard) -> str:
     try:
         target = redirect_url(url, answer.headers.get("location", ""))
     except UsageError:
@@ -301,7 +276,7 @@ def _no_credentials(reference: Reference) -> DownloadError:
     )
 
 
-def _refused(reference: Reference, answer: _Answer) -> DownloadError:
+def _refused(reference: Reference, answer: Heard) -> DownloadError:
     what = f"{answer.host} answered {answer.status} for {reference}"
     match answer.status:
         case 401:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -36,7 +36,7 @@ BASIC = f"Basic {base64.b64encode(b'ann:horse').decode()}"
 
 
 def heard(status: int = 200, body: bytes = BODY, *challenges: str, **headers: str) -> Heard:
-    return Heard(status, {"content-type": TYPE, **headers}, challenges, body)
+    return Heard("", status, {"content-type": TYPE, **headers}, challenges, body)
 
 
 def moved(to: str, status: int = 307) -> Heard:
@@ -70,7 +70,7 @@ class Script:
         answer = self.answers.pop(0)
         if isinstance(answer, OriginError):
             raise answer
-        return answer
+        return replace(answer, url=url)
 
     def close(self) -> None:
         self.closed = True
@@ -244,5 +244,6 @@ def test_what_may_mend_is_tried_again() -> None:
 
 
 def test_other_bytes_than_the_registry_names_are_refused() -> None:
-    client = Client(Heard(200, {"content-type": TYPE, "docker-content-digest": DIGEST}, (), BODY))
+    headers = {"content-type": TYPE, "docker-content-digest": DIGEST}
+    client = Client(Heard("", 200, headers, (), BODY))
     assert refused(lambda: client.resolve(REFERENCE))[0] is Reason.DIGEST_MISMATCH
