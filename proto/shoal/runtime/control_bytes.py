@@ -5,10 +5,13 @@ fields one behind the other; so a host that is named to many others is serialise
 are the same that protobuf makes of the same message, and a test compares them. Decides nothing.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from shoal.wire.control import Assigned, Directory, Parent, Parents
+from shoal.wire.ids import HostId
 
 PARENTS_KEPT_MAX: Final = 32_768
 """Serialised parents of about 60 bytes each; a scheduler has at most 20,000 hosts by default."""
@@ -48,41 +51,40 @@ def entry_of(data: bytes) -> bytes:
 
 
 def parents_entry(message: Parents) -> bytes:
-    """The entry of a list of parents."""
+    """The entry of a list of parents: field 4 of a scheduler's message."""
     parts = [_text(b"\x0a", message.collection_id)]
     for parent in message.added:
         parts += (b"\x12", _parent(parent))
-    for host_id in message.removed:
-        data = host_id.encode()
-        parts += (b"\x1a", varint(len(data)), data)
-    body = b"".join(parts)
-    # Field 4 of a scheduler's message.
-    return entry_of(b"\x22" + varint(len(body)) + body)
+    return _entry(b"\x22", parts, _listed(message.removed))
 
 
 def assigned_entry(message: Assigned) -> bytes:
-    """The entry of a host's parents by stripe."""
-    parts = [_text(b"\x0a", message.collection_id)]
-    if message.unit_bytes:
-        parts += (b"\x10", varint(message.unit_bytes))
-    for host_id in message.parents:
-        data = host_id.encode()
-        parts += (b"\x1a", varint(len(data)), data)
-    body = b"".join(parts)
-    # Field 13 of a scheduler's message.
-    return entry_of(b"\x6a" + varint(len(body)) + body)
+    """The entry of a host's parents by stripe: field 13."""
+    parts = [_text(b"\x0a", message.collection_id), _number(b"\x10", message.unit_bytes)]
+    return _entry(b"\x6a", parts, _listed(message.parents))
 
 
 def directory_entry(message: Directory) -> bytes:
-    """The entry of a page of a directory."""
-    parts = [_text(b"\x0a", message.collection_id)]
-    if message.first:
-        parts += (b"\x10", varint(message.first))
+    """The entry of a page of a directory: field 14."""
+    parts = [_text(b"\x0a", message.collection_id), _number(b"\x10", message.first)]
     for host in message.hosts:
         parts += (b"\x1a", _parent(host))
-    body = b"".join(parts)
-    # Field 14 of a scheduler's message.
-    return entry_of(b"\x72" + varint(len(body)) + body)
+    return _entry(b"\x72", parts)
+
+
+def _entry(kind: bytes, *parts: list[bytes]) -> bytes:
+    """The entry of a message of one kind, from its fields."""
+    body = b"".join(chain(*parts))
+    return entry_of(kind + varint(len(body)) + body)
+
+
+def _listed(host_ids: Iterable[HostId]) -> list[bytes]:
+    """Field 3, a list of names: an empty one stays in it."""
+    parts = []
+    for host_id in host_ids:
+        data = host_id.encode()
+        parts += [b"\x1a", varint(len(data)), data]
+    return parts
 
 
 @lru_cache(maxsize=PARENTS_KEPT_MAX)
@@ -90,9 +92,7 @@ def _parent(parent: Parent) -> bytes:
     """A host to connect to, with its length."""
     parts = [_text(b"\x0a", parent.host_id)]
     for address in parent.addresses:
-        body = _text(b"\x0a", address.ip)
-        if address.port:
-            body += b"\x10" + varint(address.port)
+        body = _text(b"\x0a", address.ip) + _number(b"\x10", address.port)
         parts += (b"\x12", varint(len(body)), body)
     parts.append(_text(b"\x1a", parent.zone))
     body = b"".join(parts)
@@ -103,3 +103,8 @@ def _text(tag: bytes, text: str) -> bytes:
     """A text field; protobuf leaves out an empty one."""
     data = text.encode()
     return tag + varint(len(data)) + data if data else b""
+
+
+def _number(tag: bytes, value: int) -> bytes:
+    """A field with a number; protobuf leaves out a zero."""
+    return tag + varint(value) if value else b""

@@ -40,11 +40,25 @@ parents = st.builds(
     addresses=st.lists(addresses, max_size=6).map(tuple),
     zone=st.text(max_size=150),
 )
+collection_ids = st.just(COLLECTION) | st.text(max_size=200).map(CollectionId)
 parent_lists = st.builds(
     Parents,
-    collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
+    collection_id=collection_ids,
     added=st.lists(parents, max_size=6).map(tuple),
     removed=st.lists(host_ids, max_size=20).map(tuple),
+)
+
+assignments = st.builds(
+    Assigned,
+    collection_id=collection_ids,
+    unit_bytes=st.integers(0, 2**32 - 1),
+    parents=st.lists(host_ids, max_size=20).map(tuple),
+)
+directories = st.builds(
+    Directory,
+    collection_id=collection_ids,
+    first=st.integers(0, 2**32 - 1),
+    hosts=st.lists(parents, max_size=6).map(tuple),
 )
 
 
@@ -70,30 +84,10 @@ def test_parents_by_hand_are_protobufs_own_bytes(message: Parents) -> None:
     assert scheduler_entry(message) == batch.SerializeToString()
 
 
-@given(
-    st.builds(
-        Assigned,
-        collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
-        unit_bytes=st.integers(0, 2**32 - 1),
-        parents=st.lists(host_ids, max_size=20).map(tuple),
-    )
-)
+@given(assignments | directories)
 @example(Assigned(collection_id=COLLECTION, unit_bytes=0, parents=(HostId(""),) * 4))
-def test_assignments_by_hand_are_protobufs_own_bytes(message: Assigned) -> None:
-    batch = pb.SchedulerBatch(messages=[encode_scheduler_message(message)])
-    assert scheduler_entry(message) == batch.SerializeToString()
-
-
-@given(
-    st.builds(
-        Directory,
-        collection_id=st.just(COLLECTION) | st.text(max_size=200).map(CollectionId),
-        first=st.integers(0, 2**32 - 1),
-        hosts=st.lists(parents, max_size=6).map(tuple),
-    )
-)
 @example(Directory(collection_id=COLLECTION, first=0, hosts=()))
-def test_directories_by_hand_are_protobufs_own_bytes(message: Directory) -> None:
+def test_plans_by_hand_are_protobufs_own_bytes(message: Assigned | Directory) -> None:
     batch = pb.SchedulerBatch(messages=[encode_scheduler_message(message)])
     assert scheduler_entry(message) == batch.SerializeToString()
 
