@@ -245,7 +245,8 @@ class Feeds:
             units = self._pullable(collection, task, orphaned, lagging, settled, coming)
             if not units:
                 continue
-            coming = coming or self._coming(task, late_ns)
+            if not lagging:
+                coming = self._coming(task, late_ns)
             unit_pieces = self._unit_pieces(task)
             urgent = _units_with(task.urgent, unit_pieces, task.descriptor.geometry.piece_count)
             # Another pull may bring a part of a unit.

@@ -277,9 +277,8 @@ def _hang(
     for placed, child in enumerate(parents[1:], start=1):
         if not keep(child, placed):
             feed(child, placed)
-    count = len(parents)
-    for child in [child for child in leaves if not keep(child, count)] if before else leaves:
-        feed(child, count)
+    for child in [child for child in leaves if not keep(child, len(parents))]:
+        feed(child, len(parents))
 
 
 def _full_share(rates: list[int]) -> int:

@@ -330,9 +330,7 @@ class ControlServer:
         while True:
             while session.queue:
                 entries, session.queue = session.queue, []
-                few = session.queued_bytes <= batch_bytes_max
-                batches = (b"".join(entries),) if few else pack_entries(entries, batch_bytes_max)
-                for batch in batches:
+                for batch in pack_entries(entries, batch_bytes_max):
                     await context.write(batch)
                     size_bytes = len(batch)
                     session.queued_bytes -= size_bytes
