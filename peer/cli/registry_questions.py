@@ -1,7 +1,7 @@
 """What `shoal pull` and `shoal inspect` ask a registry, each question with a client of its own.
 
-Loads an HTTP client, which takes a fifth of the time of a command that has little to do: to be
-imported once there is something to ask. Decides nothing.
+Loads an HTTP client, which a command that has little to do would notice: to be imported once there
+is something to ask. Decides nothing.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Values that nobody changes once they are made, and that are made by the thousand.
 
 `record` is `dataclass` to the type checker, which refuses every assignment to a frozen one. At run
-time nothing stands guard: a guarded field costs three times as much to set, and events, effects,
-frames and messages are made several times for each piece. They compare and hash by their fields.
+time nothing stands guard: setting a guarded field is a call, and events, effects, frames and
+messages are made several times for each piece. They compare and hash by their fields.
 """
 
 import dataclasses
