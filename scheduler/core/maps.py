@@ -13,7 +13,13 @@ from scheduler.core.state import Task
 from shoal.wire import bitfield
 from shoal.wire import control as msg
 from shoal.wire.ids import CollectionId, HostId
-from shoal.wire.limits import MAP_UNITS_TARGET, UNIT_BYTES_MAX, UNIT_BYTES_MIN
+from shoal.wire.limits import (
+    MAP_UNITS_FEW,
+    MAP_UNITS_TARGET,
+    UNIT_BYTES_MAX,
+    UNIT_BYTES_MIN,
+    UNIT_BYTES_USUAL,
+)
 
 
 @dataclass(slots=True)
@@ -59,6 +65,8 @@ class Maps:
         Whether that changed: then all that was told is void."""
         total_bytes = sum(task.descriptor.geometry.size_bytes or 0 for task in tasks.values())
         unit_bytes = UNIT_BYTES_MIN
+        while unit_bytes < UNIT_BYTES_USUAL and unit_bytes * MAP_UNITS_FEW < total_bytes:
+            unit_bytes *= 2
         while unit_bytes < UNIT_BYTES_MAX and unit_bytes * MAP_UNITS_TARGET < total_bytes:
             unit_bytes *= 2
         if unit_bytes == self.unit_bytes:

@@ -34,10 +34,16 @@ RUN_BYTES_MAX: Final = 64 * MIB
 """The largest unit of leases and of the swarm map; larger ones leave the last host waiting."""
 
 UNIT_BYTES_MIN: Final = 1 * MIB
-"""The least unit that is dealt out to stripes and read from the origin at once: each costs the
-origin a request."""
+"""The least unit that is dealt out to stripes and read from the origin at once."""
 
 UNIT_BYTES_MAX: Final = RUN_BYTES_MAX
+
+UNIT_BYTES_USUAL: Final = 2 * MIB
+"""Contents of more than 64 MiB have no shorter units: some origins do as much for a short request
+as for a longer one. docker-registry reads 4 MiB of a blob before it answers."""
+
+MAP_UNITS_FEW: Final = 64
+"""Units that a smaller content is cut into at least, as far as they may be that short."""
 
 MAP_UNITS_TARGET: Final = 512
 """Units that a collection is cut into where the bounds above allow it: enough that the last one

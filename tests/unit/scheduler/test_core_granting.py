@@ -10,7 +10,7 @@ from shoal.wire import control as msg
 from shoal.wire.errors import Reason
 from shoal.wire.ids import HostId, LeaseNumber, TaskId, collection_of, source_of_digest
 from shoal.wire.ids import task_of_digest as task_of
-from shoal.wire.limits import UNIT_BYTES_MIN
+from shoal.wire.limits import MIB, UNIT_BYTES_MAX, UNIT_BYTES_MIN, UNIT_BYTES_USUAL
 from tests.unit.scheduler.core_rig import (
     DIGEST_TASK,
     PIECE_BYTES,
@@ -20,7 +20,7 @@ from tests.unit.scheduler.core_rig import (
     member,
 )
 
-UNIT_PIECES = UNIT_BYTES_MIN // PIECE_BYTES
+UNIT_PIECES = UNIT_BYTES_USUAL // PIECE_BYTES
 NAMES = [f"h{number}" for number in range(8)]
 
 
@@ -62,6 +62,21 @@ def read_on(rig: Rig, mine: dict[str, list[msg.Lease]], names: Sequence[str]) ->
         mine.setdefault(name, []).extend(leases)
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "unit_bytes"),
+    [
+        (64 * MIB, UNIT_BYTES_MIN),
+        (65 * MIB, UNIT_BYTES_USUAL),
+        (1024 * MIB, UNIT_BYTES_USUAL),
+        (1025 * MIB, 4 * MIB),
+        (40_000 * MIB, UNIT_BYTES_MAX),
+    ],
+)
+def test_a_small_content_is_read_in_short_units(size_bytes: int, unit_bytes: int) -> None:
+    rig = swarm(pieces=size_bytes // PIECE_BYTES)
+    assert rig.got(NAMES[7], msg.Assigned)[-1].unit_bytes == unit_bytes
+
+
 def test_each_root_reads_its_own_stripe() -> None:
     rig = swarm()
     alone = rig.granted(NAMES[0])  # Before there were stripes.
@@ -87,7 +102,7 @@ def test_a_stripe_that_lags_holds_the_others_up() -> None:
     low = bitfield.lowest(everything & ~task.covered) // UNIT_PIECES
     high = (task.covered | task.leased).bit_length() // UNIT_PIECES
     windows = [rig.engine.state.hosts[root].lease_window_bytes for root in roots(rig)]
-    assert high - low <= 4 * (1 + max(2, min(windows) // UNIT_BYTES_MIN)) + 1
+    assert high - low <= 4 * (1 + max(2, min(windows) // UNIT_BYTES_USUAL)) + 1
     assert all(not mine.get(other) for other in others), "they wait"
     while mine.get(lagging):
         read_on(rig, mine, [lagging])
