@@ -24,7 +24,7 @@ VALUE_CHARACTERS_MAX: Final = 200
 
 def run(_name: str, arguments: Sequence[str]) -> int:
     """Runs `shoal inspect`; returns the exit code."""
-    options = parser("inspect").parse_intermixed_args(arguments)
+    options = parser("inspect").parse_args(arguments)
     outcome = Outcome([])
     try:
         question = Question(options)

@@ -8,7 +8,7 @@ when it is called.
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 USAGE = """\
 usage: shoal COMMAND [OPTION...]
@@ -30,6 +30,10 @@ commands:
 
 `shoal COMMAND --help` tells more.
 """
+
+GARBAGE_LOOKED_FOR_AFTER: Final = 20_000
+"""Python looks each time that so many things were made; it would after 700. Modules that are being
+loaded are no garbage, and a command that lives long makes little that refers to itself."""
 
 COMMANDS = (
     "get", "pull", "inspect", "peer", "scheduler", "status", "tasks", "runtime", "proxy", "demo",
@@ -100,6 +104,7 @@ def _unknown(command: str) -> int:
 
 def entry() -> NoReturn:
     """The console script: exits with the command's exit code."""
+    gc.set_threshold(GARBAGE_LOOKED_FOR_AFTER)
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from shoal.wire.errors import UsageError
 
 def run(_name: str, arguments: Sequence[str]) -> int:
     """Runs `shoal pull`; returns the exit code."""
-    options = parser("pull").parse_intermixed_args(arguments)
+    options = parser("pull").parse_args(arguments)
     # What `shoal get` lets its users choose.
     options.transfer_from_dfdaemon = False
     result = Result(options.reference, options.output)

@@ -5,13 +5,16 @@ is something to ask. Decides nothing.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peer.cli.pull_options import Question
-from peer.shell.oci.credentials import Credentials
 from peer.shell.oci.exchange import Exchange
 from peer.shell.oci.manifest import CONFIG_BYTES_MAX, Manifest, json_object
+from peer.shell.oci.reference import Reference
 from peer.shell.oci.registry import RegistryClient
+
+if TYPE_CHECKING:
+    from peer.shell.oci.credentials import Credential
 
 
 def manifest_and_right(question: Question) -> tuple[Manifest, str | None]:
@@ -43,6 +46,11 @@ def fresh_right(question: Question, digest: str) -> str | None:
 def _client(question: Question) -> RegistryClient:
     """One that finds this user's credentials."""
     options = question.options
-    credentials = Credentials(os.environ, options.authfile)
-    exchange = Exchange(options.ca_file)
-    return RegistryClient(credentials.find, exchange, plain_http=options.plain_http)
+
+    def find(reference: Reference) -> "Credential | None":
+        # Not for a registry that lets everybody in.
+        from peer.shell.oci.credentials import Credentials
+
+        return Credentials(os.environ, options.authfile).find(reference)
+
+    return RegistryClient(find, Exchange(options.ca_file), plain_http=options.plain_http)

@@ -6,8 +6,7 @@ no credential and asks nobody.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 HEADER_CHARACTERS_MAX: Final = 8 * 1024
@@ -18,12 +17,11 @@ _PARAMETER: Final = re.compile(rf'\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_
 _SCHEME: Final = re.compile(rf"\s*({_TOKEN})(?=\s|,|$)(?!\s*=)")
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(NamedTuple):
     """One way to be let in. `scheme` is in lower case, as the parameters' names are."""
 
     scheme: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str]
 
     @property
     def realm(self) -> str:

@@ -11,9 +11,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from peer.shell.oci.reference import DOCKER_HUB, DOCKER_HUB_NAMES, Reference
 from shoal.wire.errors import UsageError
@@ -29,20 +28,22 @@ PASSWORD_VARIABLE: Final = "SHOAL_REGISTRY_PASSWORD"
 DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"
 """Under which Docker keeps what is for Docker Hub."""
 
-_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HELPER_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _NOT_FOUND: Final = "credentials not found in native keychain"
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(NamedTuple):
     """What to show a registry: a name and a password, or a token that stands for both."""
 
-    username: str = field(default="", repr=False)
-    secret: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
+    username: str = ""
+    secret: str = ""
+    identity_token: str = ""
     """Exchanged for access tokens at the token service (OAuth2's refresh token)."""
-    registry_token: str = field(default="", repr=False)
+    registry_token: str = ""
     """Shown to the registry as it is."""
+
+    def __repr__(self) -> str:
+        return "Credential()"
 
     @property
     def basic(self) -> str:
@@ -51,8 +52,7 @@ class Credential:
         return f"Basic {base64.b64encode(pair).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class _AuthFile:
+class _AuthFile(NamedTuple):
     """A file that may be there, how its keys are compared, and whether it has to be there."""
 
     path: Path
@@ -117,7 +117,7 @@ class Credentials:
         return self._ask_helper(file.path, store, reference.registry) if store else None
 
     def _ask_helper(self, path: Path, name: object, registry: str) -> Credential | None:
-        if not isinstance(name, str) or not _HELPER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_HELPER_NAME, name):
             raise UsageError(f"{path}: a credential helper has a name such as `pass`")
         # Most users have none.
         import subprocess

@@ -21,7 +21,9 @@ Place = tuple[int, int, int, str, Any]
 def dial(host: str, port: int, end_s: float) -> socket.socket:
     """A connection, made by `end_s` (`time.monotonic()`). Raises TimeoutError after that, and
     OSError: `socket.gaierror` for a name that is not known, else what the first address said."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # As bytes: for text Python loads all of Unicode's rules for names, whatever its letters.
+    name = host.encode("ascii" if host.isascii() else "idna")
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     return _first(by_turns(found), end_s)
 
 

@@ -13,9 +13,8 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from peer.shell import failures
@@ -37,17 +36,20 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 _Place = tuple[str, str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(NamedTuple):
     """One whole answer. Names of headers are in lower case, and of several with one name the first
     counts, save that `challenges` has every `WWW-Authenticate`."""
 
-    url: str = field(repr=False)
+    url: str
     """What was asked for."""
     status: int
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
     challenges: tuple[str, ...]
-    body: bytes = field(repr=False)
+    body: bytes
+
+    def __repr__(self) -> str:
+        # The rest may be secret.
+        return f"Heard(status={self.status}, challenges={self.challenges})"
 
     @property
     def host(self) -> str:

@@ -6,10 +6,9 @@ paths that lead out of the directory. Pure: writes nothing.
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from peer.shell.errors import DownloadError
 from peer.shell.oci.manifest import MODEL_PREFIXES, Descriptor, Manifest
@@ -43,8 +42,7 @@ class Packing(StrEnum):
     TAR_ZSTD = "tar+zstd"
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer to fetch."""
 
     descriptor: Descriptor

@@ -8,8 +8,8 @@ for the disk is decided in `peer.shell.oci.layers`.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from peer.shell.errors import DownloadError
 from peer.shell.oci.platforms import own_platform
@@ -38,30 +38,31 @@ MODEL_PREFIXES: Final = ("application/vnd.cncf.model.", "application/vnd.cnai.mo
 """ModelPack's media types, and those from before it was the CNCF's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Descriptor(NamedTuple):
     """What a manifest says of a blob or of another manifest."""
 
     media_type: str
     digest: str
     size_bytes: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = _NONE
     artifact_type: str = ""
     platform: str = ""
     """`os/architecture[/variant]`, of an index's entry."""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """One artifact: its configuration and its layers, in order."""
 
     media_type: str
     digest: str
-    body: bytes = field(repr=False)
+    body: bytes
     config: Descriptor
     layers: tuple[Descriptor, ...]
     artifact_type: str = ""
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = _NONE
 
     @property
     def is_model(self) -> bool:
@@ -76,8 +77,7 @@ class Manifest:
         return sum(layer.size_bytes for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """Several manifests under one name, one for each platform."""
 
     media_type: str

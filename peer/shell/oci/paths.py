@@ -6,8 +6,7 @@ Pure: it looks at text alone. Whether a directory on disk is what its name says 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from peer.shell.errors import DownloadError
 from shoal.wire.errors import Reason, UsageError
@@ -67,13 +66,12 @@ def safe_link(path: str, target: str, where: str) -> str:
     return target
 
 
-@dataclass(frozen=True, slots=True)
-class Patterns:
+class Patterns(NamedTuple):
     """Which paths a user wants. `*` and `?` stay within a name, `**` crosses slashes, and a
     pattern without a slash is compared with the last name alone."""
 
-    include: tuple[re.Pattern[str], ...] = field(default=())
-    exclude: tuple[re.Pattern[str], ...] = field(default=())
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
 
     def wants(self, path: str) -> bool:
         """Whether the path was asked for: included, or nothing is, and not excluded."""

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +20,22 @@ STATE_BYTES_MAX: Final = 512 * 1024 * 1024
 VERSION: Final = 1
 
 
-@dataclass(slots=True)
 class LayerState:
     """The files that one layer gave."""
 
-    whole: bool = False
-    """Whether that was everything the layer holds that was asked for."""
-    choice: str = ""
-    """Which of its files were asked for."""
-    files: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size in bytes and time of change in nanoseconds, by path."""
+    def __init__(
+        self,
+        *,
+        whole: bool = False,
+        choice: str = "",
+        files: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self.whole = whole
+        """Whether that was everything the layer holds that was asked for."""
+        self.choice = choice
+        """Which of its files were asked for."""
+        self.files = files if files is not None else {}
+        """Size in bytes and time of change in nanoseconds, by path."""
 
 
 class PullState:
@@ -117,5 +122,7 @@ def _read(path: Path) -> dict[str, LayerState]:
             files = {
                 str(name): (int(mark[0]), int(mark[1])) for name, mark in layer["files"].items()
             }
-            layers[key] = LayerState(bool(layer["whole"]), str(layer["choice"]), files)
+            layers[key] = LayerState(
+                whole=bool(layer["whole"]), choice=str(layer["choice"]), files=files
+            )
     return layers

@@ -6,8 +6,7 @@ tag and digest means `latest`. Every UsageError says what would be right. Asks n
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoal.wire.digest import parse_digest
 from shoal.wire.errors import UsageError
@@ -32,8 +31,7 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 FORM: Final = "write it as host/repository:tag or host/repository@sha256:<hex>"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """One artifact of a registry. `str()` gives the full form."""
 
     registry: str

@@ -9,12 +9,10 @@ DownloadError. Reads no big blob and writes nothing to disk.
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 from peer.shell.errors import DownloadError, OriginError
-from peer.shell.oci.challenge import Challenge, best_challenge, parse_challenges
-from peer.shell.oci.credentials import Credential
 from peer.shell.oci.exchange import Heard
 from peer.shell.oci.manifest import (
     ACCEPTED,
@@ -28,9 +26,13 @@ from peer.shell.oci.manifest import (
     parse_manifest,
 )
 from peer.shell.oci.reference import Reference
-from peer.shell.oci.tokens import Token, token_in, token_request
 from peer.shell.urls import place_of, redirect_url
 from shoal.wire.errors import TRANSIENT_ORIGIN, Reason, UsageError
+
+if TYPE_CHECKING:
+    from peer.shell.oci.challenge import Challenge
+    from peer.shell.oci.credentials import Credential
+    from peer.shell.oci.tokens import Token
 
 REDIRECTS_MAX: Final = 5
 TRIES_MAX: Final = 3
@@ -41,7 +43,7 @@ TOKEN_BYTES_MAX: Final = 256 * 1024
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
-FindCredential = Callable[[Reference], Credential | None]
+FindCredential = Callable[[Reference], "Credential | None"]
 
 
 class Asks(Protocol):
@@ -207,6 +209,10 @@ class RegistryClient:
 
     def _authorize(self, reference: Reference, answer: Heard) -> None:
         """Gets what the challenge asks for. Raises DownloadError if that can't be had."""
+        # Only now: many a registry lets everybody in.
+        from peer.shell.oci.challenge import best_challenge, parse_challenges
+        from peer.shell.oci.tokens import Token
+
         key = reference.registry, reference.repository
         if key not in self._credentials:
             self._credentials[key] = self._find(reference)
@@ -227,8 +233,11 @@ class RegistryClient:
             self._tokens[key] = self._fetch_token(reference, challenge, credential)
 
     def _fetch_token(
-        self, reference: Reference, challenge: Challenge, credential: Credential | None
-    ) -> Token:
+        self, reference: Reference, challenge: "Challenge", credential: "Credential | None"
+    ) -> "Token":
+        # Loaded by now, with the challenge.
+        from peer.shell.oci.tokens import token_in, token_request
+
         url, headers, form = token_request(challenge, credential, reference.repository)
         if url.startswith("http:") and not self.plain_http:
             raise DownloadError(

@@ -4,8 +4,7 @@ Pure: `peer.shell.oci.registry` does the asking. A token never gets into a `repr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
 from peer.shell.errors import DownloadError
@@ -24,12 +23,14 @@ TOKEN_CHARACTERS_MAX: Final = 15 * 1024
 """What still fits into a header."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """The value of an Authorization header, and until when (`time.monotonic()`) it is good."""
 
-    header: str = field(repr=False)
+    header: str
     until_s: float
+
+    def __repr__(self) -> str:
+        return f"Token(until_s={self.until_s})"
 
     @classmethod
     def lasting(cls, header: str) -> "Token":

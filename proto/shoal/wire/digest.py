@@ -4,8 +4,7 @@ Raises `UsageError` for a digest that cannot be read.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from shoal.wire.errors import UsageError
 
@@ -28,8 +27,7 @@ CONTENT_ALGORITHMS: Final = {"sha256": 32, "sha512": 64}
 """Algorithms of whole contents, with their length in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(NamedTuple):
     """A content digest. `str()` gives the form that OCI and dfget use: `sha256:<hex>`."""
 
     algorithm: str

@@ -122,7 +122,7 @@ def test_a_question_and_its_answer() -> None:
         b"Host: 127.0.0.1:%d" % server.port,
         b"User-Agent: shoal",
     ]
-    assert "no" not in repr(heard)
+    assert repr(heard) == f"Heard(status=401, challenges={heard.challenges})"
 
 
 def test_a_form_is_posted() -> None:
@@ -329,6 +329,29 @@ def test_nobody_answers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         port = first.getsockname()[1]
         found = refused(lambda: ask(asks, f"http://127.0.0.1:{port}/"))
     assert found == (Reason.ORIGIN_FAILED, f"no connection to 127.0.0.1:{port} within 0.02 s")
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("reg.example", b"reg.example"),
+        ("127.0.0.1", b"127.0.0.1"),
+        ("bücher.example", b"xn--bcher-kva.example"),
+    ],
+)
+def test_names_are_asked_for_in_the_letters_that_they_are_known_by(
+    monkeypatch: pytest.MonkeyPatch, host: str, asked: bytes
+) -> None:
+    names: list[object] = []
+
+    def unknown(name: object, *_: object, **__: object) -> None:
+        names.append(name)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(socket.gaierror):
+        dialing.dial(host, 443, time.monotonic() + 5)
+    assert names == [asked]
 
 
 def test_families_take_turns() -> None:

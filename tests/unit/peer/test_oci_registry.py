@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -70,7 +70,7 @@ class Script:
         answer = self.answers.pop(0)
         if isinstance(answer, OriginError):
             raise answer
-        return replace(answer, url=url)
+        return answer._replace(url=url)
 
     def close(self) -> None:
         self.closed = True
