@@ -82,21 +82,23 @@ class PullPlan:
 
     def finish(self, reference: Reference) -> None:
         """Unpacks, gives files their modes and times, and writes an image's layout. Everything has
-        arrived. Raises DownloadError, UsageError, OSError."""
+        arrived; the state is to be saved then. Raises DownloadError, UsageError, OSError."""
         placed = {layer.path for layer in self.layers if layer.packing is Packing.RAW}
+        if any(self._is_packed(layer) for layer in self.layers):
+            # That takes long: who is killed meanwhile does not look at the other files again.
+            self.state.save()
         for layer in self.layers:
             key = _key(layer)
             if layer.packing is Packing.RAW:
                 self._tree.dress(layer.path, layer.mode or FILE_MODE, layer.mtime_ns)
                 self.state.record(key, layer.path)
                 self.state.finish(key)
-            elif self.how.get(key) == "there":
-                placed.update(self.state.layers[key].files)
-            else:
+            elif self._is_packed(layer):
                 self._unpack(layer, placed)
+            else:
+                placed.update(self.state.layers[key].files)
         if self.is_image:
             self._write_layout(reference)
-        self.state.save()
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every layer with its files."""
@@ -139,6 +141,10 @@ class PullPlan:
         if not (self._overwrite or self.state.is_own(layer.path)):
             raise UsageError(f"{target} exists: use --overwrite to replace it")
         return False
+
+    def _is_packed(self, layer: Layer) -> bool:
+        """Whether a layer is an archive that is still to be unpacked."""
+        return layer.packing is not Packing.RAW and self.how.get(_key(layer)) != "there"
 
     def _is_linked(self, layer: Layer) -> bool:
         """Whether a file has other names: it is of a daemon's store then, for all that we know."""

@@ -116,15 +116,16 @@ def pull(wish: Wish, result: Result) -> None:
                 )
             else:
                 result.end.ok = True
+            if not result.end.ok:
+                return
+            # Only then are the files that it shares with the directory nobody else's.
+            _remove(work / "store")
+            result.end.ok = False
+            plan.finish(wish.reference)
+            result.end.ok = True
         finally:
+            # Once: to replace a file that was only just written is to wait for the disk.
             plan.state.save()
-        if not result.end.ok:
-            return
-        # Only then are the files that it shares with the directory nobody else's.
-        _remove(work / "store")
-        result.end.ok = False
-        plan.finish(wish.reference)
-        result.end.ok = True
         _remove(work)
 
 

@@ -43,7 +43,10 @@ from shoal.wire.limits import MIB
 FLUSH_INTERVAL_S: Final = 0.2
 """How often finished pieces are journalled: what a killed daemon may have to fetch again."""
 
-SYNC_EVERY_FLUSHES: Final = 25
+SYNC_EVERY_FLUSHES: Final = 5
+"""A second: while much is written at once, everybody else on the machine waits for the disk, not
+least a command that has all it wanted."""
+
 EVICT_EVERY_FLUSHES: Final = 25
 HASH_THREADS: Final = 2
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from random import Random
 import pytest
 from aiohttp import web
 
+from peer.shell import node as node_module
 from peer.shell.api_types import (
     Delivered,
     Done,
@@ -22,6 +24,7 @@ from peer.shell.api_types import (
 )
 from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
+from peer.shell.store.content import ContentStore
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import Endpoint
@@ -125,6 +128,30 @@ async def outcome(node: PeerNode, request: DownloadRequest) -> list[DownloadEven
         events = [event async for event in download.events()]
     await download.close()
     return events
+
+
+async def test_what_is_written_is_made_durable_every_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert node_module.FLUSH_INTERVAL_S * node_module.SYNC_EVERY_FLUSHES == 1.0
+    monkeypatch.setattr(node_module, "FLUSH_INTERVAL_S", 0.0)
+    calls: list[str] = []
+    enough = threading.Event()
+
+    def flush(_store: ContentStore) -> None:
+        calls.append("flush")
+        if len(calls) >= 12:
+            enough.set()
+
+    def sync_some(_store: ContentStore) -> bool:
+        calls.append("sync")
+        return False
+
+    monkeypatch.setattr(ContentStore, "flush", flush)
+    monkeypatch.setattr(ContentStore, "sync_some", sync_some)
+    async with node_of(tmp_path, "one"):
+        assert await asyncio.to_thread(enough.wait, WAIT_S)
+    assert calls[:12] == [*(["flush"] * 5), "sync"] * 2
 
 
 @pytest.mark.slow
