@@ -119,7 +119,7 @@ async def test_offload_bounds_what_waits_for_its_threads() -> None:
         gate.set()
         assert await asyncio.gather(*calls) == list(range(10))
         assert offload.handed == 0
-    assert sorted(order[:3]) == [0, 1, 2]
+    assert sorted(order) == list(range(10))
 
 
 async def test_a_cancelled_call_that_has_not_begun_never_runs() -> None:
