@@ -4,7 +4,9 @@ Three phases, each with a scheduler of its own. `join`: hosts with open streams 
 at once; how long until each has its reply, and the scheduler's CPU time per join. `cold`: hosts
 connect, say Hello and join, all at once. `steady`: hosts report progress of a 64 GiB task; the
 scheduler's CPU, memory, and bytes told to each host, for several numbers of hosts. Clients and
-scheduler share the machine, so latencies include the clients' own work.
+scheduler share the machine, so latencies include the clients' own work; to keep it small, hosts
+speak just the HTTP/2 that gRPC needs. `--clients grpc` gives each a gRPC channel, as real hosts
+have.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any, Final
 from benchmarks.real.machine import facts, load_average
 from benchmarks.real.small import percentile
 from benchmarks.scale.service_rig import Rig
+from benchmarks.scale.service_streams import KINDS
 from shoal.wire.errors import ShoalError, UsageError
 
 PHASES: Final = ("join", "cold", "steady")
@@ -49,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--report-ms", default="250-500", help="pauses between reports of a host")
     parser.add_argument("--task-seconds", type=float, default=60.0, help="a host takes for 64 GiB")
     parser.add_argument("--processes", type=int, default=1, help="that play the hosts")
+    parser.add_argument(
+        "--clients",
+        choices=KINDS,
+        default=KINDS[0],
+        help="grpc: hosts as heavy as real ones, on the same machine",
+    )
     parser.add_argument(
         "--engine",
         choices=("core", "stub"),
@@ -104,6 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": facts(Path(tempfile.gettempdir())),
         "engine": options.engine,
         "processes": options.processes,
+        "clients": options.clients,
         "limits": LIMITS,
     }
     if "join" in options.phases:
@@ -196,7 +206,9 @@ def steady_round(options: argparse.Namespace, hosts: int) -> dict[str, Any]:
 
 
 def _rig(options: argparse.Namespace, hosts: int) -> Rig:
-    return Rig(engine=options.engine, hosts=hosts, processes=options.processes)
+    return Rig(
+        engine=options.engine, kind=options.clients, hosts=hosts, processes=options.processes
+    )
 
 
 def _open(rig: Rig) -> float:
@@ -275,7 +287,7 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['python']}, grpcio {machine['libraries']['grpcio']}",
         f"load average before {machine['load_average_before']}, after "
         f"{machine['load_average_after']}; engine: {result['engine']}; client processes: "
-        f"{result['processes']}",
+        f"{result['processes']}, {result['clients']}",
     ]
     for phase in ("join", "cold"):
         if phase in result:

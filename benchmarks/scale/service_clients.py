@@ -7,164 +7,39 @@ the machine with what it measures.
 """
 
 import asyncio
+import gc
 import json
-import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import grpc
-import grpc.aio
 import uvloop
 
 from benchmarks.scale import service_words as words
-from peer.shell.control import METHOD, OPTIONS
-from shoal.runtime.control_codec import decode_scheduler_batch, parse_scheduler_batch
-from shoal.wire.control import Lease, Leases, ReportInterval, Welcome
+from benchmarks.scale.service_hosts import Host, Plan
+from benchmarks.scale.service_streams import Connect, connect_of
 
 OPENING_AT_ONCE: Final = 50
-
-HOST_OPTIONS: Final = (*OPTIONS, ("grpc.http2.bdp_probe", 0))
-"""What hosts say, and no probes of bandwidth: each batch would cost both sides two pings more."""
-_Call = grpc.aio.StreamStreamCall[bytes, bytes]
-
-
-class Host:
-    """One host's end of its stream, and when it heard what."""
-
-    def __init__(self, number: int, address: str, crowd: "Crowd") -> None:
-        self.number = number
-        self._crowd = crowd
-        self._channel = grpc.aio.insecure_channel(address, options=HOST_OPTIONS)
-        self._call = cast("_Call", self._channel.stream_stream(METHOD)())
-        # gRPC breaks a stream on which two writes are under way.
-        self._writing = asyncio.Lock()
-        self.welcomed = asyncio.Event()
-        self.interval_ms = 0
-        self.described_s: float | None = None
-        self.described_batch_bytes = 0
-        self.described_after_bytes = 0
-        self.bytes_received = 0
-        self.batches_received = 0
-        self.reports_sent = 0
-        self.lost = ""
-        self.leases: list[tuple[Lease, list[int]]] = []
-        self._reader = asyncio.create_task(self._read())
-
-    async def say(self, batch: bytes) -> None:
-        """Sends a batch. A stream that broke is the reader's to notice."""
-        try:
-            async with self._writing:
-                await self._call.write(batch)
-        except (grpc.aio.BaseError, asyncio.InvalidStateError):
-            self._lose("write failed")
-
-    async def _read(self) -> None:
-        try:
-            while (data := await self._call.read()) is not grpc.aio.EOF:
-                await self._heard(cast("bytes", data))
-            self._lose("ended by the scheduler")
-        except grpc.aio.AioRpcError as error:
-            self._lose(f"{error.code().name}: {error.details()}")
-
-    async def _heard(self, data: bytes) -> None:
-        self.bytes_received += len(data)
-        self.batches_received += 1
-        decode = False
-        for kind in words.message_kinds(data):
-            if kind == words.DESCRIBED and self.described_s is None:
-                self.described_s = time.perf_counter()
-                self.described_batch_bytes = len(data)
-                self.described_after_bytes = self.bytes_received
-                self._crowd.one_described()
-            elif kind == words.STAT_WANTED:
-                await self.say(words.stat_batch())
-            elif kind in (words.WELCOME, words.LEASES, words.REPORT_INTERVAL):
-                decode = True
-        if decode:
-            self._decode(data)
-
-    def _decode(self, data: bytes) -> None:
-        for message in decode_scheduler_batch(parse_scheduler_batch(data)):
-            if isinstance(message, Welcome):
-                self.interval_ms = message.report_interval_ms
-                self.welcomed.set()
-            elif isinstance(message, ReportInterval):
-                self.interval_ms = message.report_interval_ms
-            elif isinstance(message, Leases):
-                for number in message.revoked:
-                    self.leases = [each for each in self.leases if each[0].number != number]
-                for lease in message.granted:
-                    count = lease.piece_count or 0
-                    pieces = list(range(lease.first_piece, lease.first_piece + count))
-                    self.leases.append((lease, pieces))
-
-    def _lose(self, why: str) -> None:
-        self.lost = self.lost or why
-        self.welcomed.set()
-
-    async def steady(self, track: words.Track, plan: "Plan") -> None:
-        """Reports until the plan's end, at the pace that the scheduler allows."""
-        started_s = time.monotonic()
-        slices = 0
-        credit = 0.0
-        await asyncio.sleep(plan.dice.random() * plan.report_max_s)
-        said_s = started_s
-        while (now_s := time.monotonic()) < plan.end_s and not self.lost:
-            done_slices = int((now_s - started_s) * 1000 / words.SLICE_MS)
-            parts = [track.part(slices, done_slices)]
-            slices = done_slices
-            credit = min(16.0, credit + (now_s - said_s) * plan.pieces_read_s)
-            said_s = now_s
-            while self.leases and credit >= 1:
-                credit -= 1
-                parts.append(self._state_one())
-            if any(parts):
-                await self.say(words.report_batch(*parts))
-                self.reports_sent += 1
-            pause_s = plan.dice.uniform(plan.report_min_s, plan.report_max_s)
-            await asyncio.sleep(max(pause_s, self.interval_ms / 1000))
-
-    def _state_one(self) -> bytes:
-        lease, pieces = self.leases[0]
-        piece = pieces.pop(0)
-        if not pieces:
-            self.leases.pop(0)
-        return words.lease_part(lease.number, [piece], done=not pieces)
-
-    async def close(self) -> None:
-        """Ends the stream and the connection."""
-        self._call.cancel()
-        self._reader.cancel()
-        await self._channel.close()
-
-
-class Plan:
-    """What the hosts do in the steady phase."""
-
-    def __init__(self, command: dict[str, Any], readers: int) -> None:
-        self.dice = random.Random(1)
-        self.end_s = time.monotonic() + command["seconds"]
-        self.report_min_s = command["report_min_ms"] / 1000
-        self.report_max_s = command["report_max_ms"] / 1000
-        self.task_s = float(command["task_s"])
-        # The origin gives the whole content once in that time, to all readers together.
-        self.pieces_read_s = words.GEOMETRY.piece_count / self.task_s / max(1, readers)
 
 
 class Crowd:
     """All hosts of this process."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, connect: Connect) -> None:
         self._address = address
+        self._connect = connect
         self.hosts: list[Host] = []
         self._described = 0
         self._described_wanted = 0
         self._all_described = asyncio.Event()
 
-    def one_described(self) -> None:
-        """One more host got its first reply."""
+    def _host(self, number: int) -> Host:
+        host = Host(number, self._address, self._connect, self._one_described)
+        self.hosts.append(host)
+        return host
+
+    def _one_described(self) -> None:
         self._described += 1
         if self._described >= self._described_wanted:
             self._all_described.set()
@@ -175,9 +50,9 @@ class Crowd:
         first, count = command["first"], command["count"]
         for start in range(first, first + count, OPENING_AT_ONCE):
             numbers = range(start, min(start + OPENING_AT_ONCE, first + count))
-            group = [Host(number, self._address, self) for number in numbers]
-            self.hosts += group
-            await asyncio.gather(*(host.say(words.hello_batch(host.number)) for host in group))
+            group = [self._host(number) for number in numbers]
+            for host in group:
+                host.say(words.hello_batch(host.number))
             await asyncio.gather(*(host.welcomed.wait() for host in group))
         return {"seconds": time.perf_counter() - started_s, "lost": self._lost()}
 
@@ -188,10 +63,9 @@ class Crowd:
         hosts = [each for each in self.hosts if first <= each.number < first + count]
         self._wait_for(len(hosts))
         released_s = time.perf_counter()
-        said = [asyncio.create_task(host.say(batch)) for host in hosts]
-        result = await self._replies(hosts, released_s, command["timeout_s"])
-        await asyncio.gather(*said)
-        return result
+        for host in hosts:
+            host.say(batch)
+        return await self._replies(hosts, released_s, command["timeout_s"])
 
     async def cold(self, command: dict[str, Any]) -> dict[str, Any]:
         """Hosts that do not exist yet connect, say Hello and join, all at once."""
@@ -201,14 +75,10 @@ class Crowd:
         ]
         self._wait_for(count)
         released_s = time.perf_counter()
-        hosts = [Host(number, self._address, self) for number in range(first, first + count)]
-        self.hosts += hosts
-        said = [
-            asyncio.create_task(host.say(batch)) for host, batch in zip(hosts, batches, strict=True)
-        ]
-        result = await self._replies(hosts, released_s, command["timeout_s"])
-        await asyncio.gather(*said)
-        return result
+        hosts = [self._host(number) for number in range(first, first + count)]
+        for host, batch in zip(hosts, batches, strict=True):
+            host.say(batch)
+        return await self._replies(hosts, released_s, command["timeout_s"])
 
     def _wait_for(self, count: int) -> None:
         self._described_wanted = self._described + count
@@ -265,6 +135,10 @@ class Crowd:
             "lost": lost,
         }
 
+    async def close(self) -> None:
+        """Ends all streams."""
+        await asyncio.gather(*(host.close() for host in self.hosts))
+
     async def rest(self, command: dict[str, Any]) -> dict[str, Any]:
         """Says nothing for a time, and listens."""
         await asyncio.sleep(command["seconds"])
@@ -282,12 +156,12 @@ class Crowd:
         return reasons
 
 
-async def serve(address: str) -> None:
-    """Carries out commands until the input ends."""
+async def serve(address: str, kind: str) -> None:
+    """Carries out commands until the input ends. Raises UsageError."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    crowd = Crowd(address)
+    crowd = Crowd(address, connect_of(kind))
     deeds: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
         "open": crowd.open,
         "join": crowd.join,
@@ -302,7 +176,11 @@ async def serve(address: str) -> None:
         answer["cpu_s"] = time.process_time() - cpu_s
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+    await crowd.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    # Hosts live as long as the process and leave no cycles to speak of: looking through all their
+    # objects would be pauses in what is measured.
+    gc.disable()
+    uvloop.run(serve(sys.argv[1], sys.argv[2]))

@@ -22,9 +22,6 @@ START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.02
 
-CLIENT_ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client"}
-"""Hosts that cost the machine half as much, so that the scheduler is what is measured."""
-
 
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process now."""
@@ -37,17 +34,16 @@ def rss_bytes(pid: int) -> int:
 class Clients:
     """One process that plays hosts `first` and so on."""
 
-    def __init__(self, address: str, first: int, count: int, log: Path) -> None:
+    def __init__(self, address: str, kind: str, first: int, count: int, log: Path) -> None:
         self.first = first
         self.count = count
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.scale.service_clients", address],
+                [sys.executable, "-m", "benchmarks.scale.service_clients", address, kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=os.environ | CLIENT_ENVIRONMENT,
             )
 
     def tell(self, do: str, **command: Any) -> None:
@@ -75,12 +71,14 @@ class Clients:
 
 
 class Rig:
-    """One scheduler and its clients. `engine` is "core", or "stub" for the shell alone."""
+    """One scheduler and its clients. `engine` is "core", or "stub" for the shell alone; `kind` is
+    what carries the hosts' streams."""
 
-    def __init__(self, *, engine: str, hosts: int, processes: int) -> None:
+    def __init__(self, *, engine: str, kind: str, hosts: int, processes: int) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="shoal-service-")
         self._path = Path(self._directory.name)
         self._engine = engine
+        self._kind = kind
         self._hosts = hosts
         self._processes = processes
         self._scheduler: subprocess.Popen[bytes] | None = None
@@ -118,7 +116,7 @@ class Rig:
                 last = number == self._processes - 1
                 count = self._hosts - number * share if last else share
                 log_path = self._path / f"clients-{number}.log"
-                self.clients.append(Clients(address, number * share, count, log_path))
+                self.clients.append(Clients(address, self._kind, number * share, count, log_path))
         except BaseException:
             self._close()
             raise

@@ -83,14 +83,16 @@ def stat_batch() -> bytes:
     return host_entry(answer)
 
 
-def message_kinds(batch: bytes) -> Iterator[int]:
-    """The kind of each message in a batch of the scheduler, without parsing the messages."""
-    position = 0
-    while position < len(batch):
-        length, start = read_varint(batch, position + 1)
-        key, _ = read_varint(batch, start)
-        yield key >> 3
-        position = start + length
+def entries(batch: bytes) -> Iterator[tuple[int, int, int]]:
+    """The kind of each message in a batch of the scheduler, and where its entry begins and ends,
+    without parsing the messages."""
+    start = 0
+    while start < len(batch):
+        length, body = read_varint(batch, start + 1)
+        key, _ = read_varint(batch, body)
+        end = body + length
+        yield key >> 3, start, end
+        start = end
 
 
 def report_batch(*parts: bytes) -> bytes:

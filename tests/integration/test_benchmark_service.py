@@ -8,13 +8,19 @@ from benchmarks.scale.service import main, table
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["core", "stub"])
-def test_a_small_run_gives_every_number(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("engine", "clients"), [("core", "http2"), ("core", "grpc"), ("stub", "http2")]
+)
+def test_a_small_run_gives_every_number(
+    engine: str, clients: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--hosts", "20", "--steady-hosts", "20", "--seconds", "1", "--warm-up", "0.5"]
-    code = main([*arguments, "--rounds", "1", "--processes", "2", "--engine", engine, "--json"])
+    arguments += ["--rounds", "1", "--processes", "2", "--json"]
+    code = main([*arguments, "--engine", engine, "--clients", clients])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     result = json.loads(printed.out)
+    assert result["clients"] == clients
     for phase in ("join", "cold"):
         (row,) = result[phase]
         assert row["missing"] == 0

@@ -10,8 +10,10 @@ from benchmarks.scale import service_words as words
 from benchmarks.scale.__main__ import main
 from shoal.runtime.control_codec import (
     decode_host_batch,
+    decode_scheduler_batch,
     encode_scheduler_batch,
     parse_host_batch,
+    parse_scheduler_batch,
 )
 from shoal.wire.control import Hello, Join, Report, StatAnswer, StatWanted, SwarmToken, Welcome
 from shoal.wire.errors import UsageError
@@ -66,8 +68,13 @@ def test_kinds_are_seen_from_outside() -> None:
             SwarmToken(task_id=words.TASK_ID, token=b"t" * 200, ttl_ms=1),
         ]
     ).SerializeToString()
-    assert list(words.message_kinds(batch)) == [words.WELCOME, words.STAT_WANTED, 12]
-    assert list(words.message_kinds(b"")) == []
+    found = list(words.entries(batch))
+    assert [kind for kind, _, _ in found] == [words.WELCOME, words.STAT_WANTED, 12]
+    assert b"".join(batch[start:end] for _, start, end in found) == batch
+    _, start, end = found[1]
+    (message,) = decode_scheduler_batch(parse_scheduler_batch(batch[start:end]))
+    assert message == StatWanted(source_id=words.SOURCE_ID)
+    assert list(words.entries(b"")) == []
 
 
 def test_replies_are_summed_up() -> None:
