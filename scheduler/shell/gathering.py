@@ -15,12 +15,16 @@ AT_ONCE: Final = 16
 """Wakes in one window that nobody waits for."""
 
 WINDOW_S: Final = 0.01
-"""How long any wake waits at most."""
+"""How long any wake waits at most, but for the turns of those before it."""
+
+TURN: Final = 32
+"""Wakes in one turn of the loop. What a thousand sessions write at once would lie in memory all at
+once, in no cache; a few at a time are gone before the next ones come."""
 
 
 class Gathering:
-    """Calls what it is given: at once, or, behind the first few of a window, at the window's end.
-    Belongs to one event loop."""
+    """Calls what it is given: at once, or, behind the first few of a window, from the window's end
+    on, some at a time. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._window: asyncio.TimerHandle | None = None
@@ -41,5 +45,10 @@ class Gathering:
     def _over(self) -> None:
         self._window = None
         waiting, self._waiting = self._waiting, []
-        for wake in waiting:
+        self._turn(waiting)
+
+    def _turn(self, waiting: list[Callable[[], None]]) -> None:
+        for wake in waiting[:TURN]:
             wake()
+        if len(waiting) > TURN:
+            asyncio.get_running_loop().call_soon(self._turn, waiting[TURN:])

@@ -325,21 +325,26 @@ class ControlServer:
     async def _write(self, session: _Session, context: _Context) -> None:
         """Until the session ends and its queue is empty."""
         loop = asyncio.get_running_loop()
-        batch_bytes_max = self._limits.batch_bytes_max
-        counters = self.counters
         while True:
-            while session.queue:
-                entries, session.queue = session.queue, []
-                for batch in pack_entries(entries, batch_bytes_max):
-                    await context.write(batch)
-                    size_bytes = len(batch)
-                    session.queued_bytes -= size_bytes
-                    counters.batches_sent += 1
-                    counters.bytes_sent += size_bytes
+            await self._empty_queue(session, context)
             if session.ending.done():
                 return
             session.waiter = loop.create_future()
             await session.waiter
+
+    async def _empty_queue(self, session: _Session, context: _Context) -> None:
+        # Apart from the loop above, which waits for long: what was sent is not to be kept meanwhile
+        # for thousands of sessions.
+        batch_bytes_max = self._limits.batch_bytes_max
+        counters = self.counters
+        while session.queue:
+            entries, session.queue = session.queue, []
+            for batch in pack_entries(entries, batch_bytes_max):
+                await context.write(batch)
+                size_bytes = len(batch)
+                session.queued_bytes -= size_bytes
+                counters.batches_sent += 1
+                counters.bytes_sent += size_bytes
 
     def _silent(self, session: _Session) -> None:
         self.counters.silent += 1

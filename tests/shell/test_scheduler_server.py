@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -95,6 +96,22 @@ async def test_a_stream_from_hello_to_goodbye(serve: Serve, events: Events) -> N
     assert (await events.wait(HostDisconnected)).session == received.session
     assert server.session_count == 0
     assert [type(event) for event in events.seen] == [HostConnected, FromHost, HostDisconnected]
+
+
+async def test_what_was_sent_is_not_kept(serve: Serve, events: Events) -> None:
+    server = await serve()
+    async with connected(server.address) as host:
+        await host.send(hello())
+        session = (await events.wait(FromHost)).session
+        entry = large(100_000)
+        held = sys.getrefcount(entry)
+        server.send(session, [entry])
+        await host.read()
+        for _ in range(500):
+            if sys.getrefcount(entry) == held:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("something holds it")
 
 
 async def test_messages_arrive_in_order_however_many(serve: Serve, events: Events) -> None:

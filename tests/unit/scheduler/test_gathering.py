@@ -2,7 +2,7 @@
 
 import asyncio
 
-from scheduler.shell.gathering import AT_ONCE, WINDOW_S, Gathering
+from scheduler.shell.gathering import AT_ONCE, TURN, WINDOW_S, Gathering
 from tests.fakes.virtual_time import VirtualLoop, run_virtual
 
 
@@ -46,6 +46,27 @@ def test_the_rest_of_a_crowd_is_called_together_in_order() -> None:
     run_virtual(sessions.loop, scenario())
     late = round(1000 * WINDOW_S)
     assert sessions.woken[AT_ONCE:] == [(AT_ONCE + n, late) for n in range(3)]
+
+
+def test_a_large_crowd_is_called_in_turns_of_the_loop() -> None:
+    sessions = Sessions()
+    after_one_turn: list[int] = []
+
+    def look() -> None:
+        sessions.loop.call_soon(lambda: after_one_turn.append(len(sessions.woken)))
+
+    async def scenario() -> None:
+        for number in range(AT_ONCE):
+            sessions.wake(number)
+        sessions.gathering.call(look)
+        for number in range(AT_ONCE, AT_ONCE + 2 * TURN):
+            sessions.wake(number)
+        await asyncio.sleep(1)
+
+    run_virtual(sessions.loop, scenario())
+    # One of the turn is the one that looks.
+    assert after_one_turn == [AT_ONCE + TURN - 1]
+    assert [number for number, _ in sessions.woken] == list(range(AT_ONCE + 2 * TURN))
 
 
 def test_after_a_window_the_first_are_called_at_once_again() -> None:
