@@ -14,6 +14,10 @@ from shoal.wire.limits import MILLISECOND_NS, SECOND_NS
 WAIT_NS_MIN: Final = MILLISECOND_NS
 """A deadline that is already past waits so long, so that a wrong one cannot spin the loop."""
 
+LATE_NS: Final = 5 * MILLISECOND_NS
+"""A process that hears of the time so late was held up: what came in meanwhile is heard first, or
+the machine would take it for silence."""
+
 
 class Alarm:
     """Calls `on_due(now_ns)` once `next_deadline_ns()` is reached, if the deadline stands still
@@ -31,6 +35,8 @@ class Alarm:
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline_ns = 0
+        self._ring_ns = 0
+        self._rang_late = False
 
     def arm(self) -> None:
         """Makes sure that it rings by the deadline."""
@@ -41,8 +47,10 @@ class Alarm:
             if self._timer_deadline_ns <= deadline_ns:
                 return
             self._timer.cancel()
-        wait_ns = max(deadline_ns - self._clock.now_ns(), WAIT_NS_MIN)
+        now_ns = self._clock.now_ns()
+        wait_ns = max(deadline_ns - now_ns, WAIT_NS_MIN)
         self._timer_deadline_ns = deadline_ns
+        self._ring_ns = now_ns + wait_ns
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(wait_ns / SECOND_NS, self._rang)
 
@@ -56,7 +64,8 @@ class Alarm:
         self._timer = None
         now_ns = self._clock.now_ns()
         deadline_ns = self._next_deadline_ns()
-        if deadline_ns is not None and deadline_ns <= now_ns:
+        self._rang_late = now_ns - self._ring_ns >= LATE_NS and not self._rang_late
+        if deadline_ns is not None and deadline_ns <= now_ns and not self._rang_late:
             self._on_due(now_ns)
         else:
             self.arm()

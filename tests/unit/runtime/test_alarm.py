@@ -86,3 +86,33 @@ def test_a_deadline_that_stays_in_the_past_does_not_spin() -> None:
 
     run_virtual(machine.loop, scenario())
     assert machine.rang_ms == list(range(1, 11))
+
+
+def test_what_came_while_the_process_was_held_up_is_heard_before_the_time() -> None:
+    machine = Machine()
+    heard: list[str] = []
+
+    async def scenario() -> None:
+        machine.due_in(20 * MILLISECOND_NS)
+        machine.loop.call_later(0.01, machine.loop.stall, 0.04)
+        # As what waits in a socket: there at 30 ms, read when the loop turns again.
+        machine.loop.call_later(0.03, lambda: machine.loop.call_soon(heard.append, "news"))
+        await asyncio.sleep(0.0505)
+        assert (heard, machine.rang_ms) == (["news"], [])
+        await asyncio.sleep(10)
+
+    run_virtual(machine.loop, scenario())
+    assert machine.rang_ms == [51]
+
+
+def test_it_rings_though_the_process_is_held_up_again_and_again() -> None:
+    machine = Machine()
+
+    async def scenario() -> None:
+        machine.due_in(20 * MILLISECOND_NS)
+        for wait_s in (0.01, 0.0505):
+            machine.loop.call_later(wait_s, machine.loop.stall, 0.04)
+        await asyncio.sleep(10)
+
+    run_virtual(machine.loop, scenario())
+    assert machine.rang_ms == [90]
