@@ -56,7 +56,7 @@ class Host:
         self.batches_received += 1
         try:
             self._look(data)
-        except ProtocolError as error:
+        except (ProtocolError, IndexError) as error:
             self.lose(f"protocol error: {error}")
 
     def _look(self, data: bytes) -> None:

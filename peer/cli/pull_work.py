@@ -124,7 +124,7 @@ def pull(wish: Wish, result: Result) -> None:
             plan.finish(wish.reference)
             result.end.ok = True
         finally:
-            # Once: to replace a file that was only just written is to wait for the disk.
+            # Once at the end: to replace a file that was only just written is to wait for the disk.
             plan.state.save()
         _remove(work)
 

@@ -32,7 +32,7 @@ class Gathering:
         self._waiting: list[Callable[[], None]] = []
 
     def call(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` within the window's time."""
+        """Calls `wake` within the window's time, or in a turn of the loop after it."""
         if self._window is None:
             self._left = AT_ONCE
             self._window = asyncio.get_running_loop().call_later(WINDOW_S, self._over)

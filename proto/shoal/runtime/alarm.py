@@ -59,13 +59,15 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._rang_late = False
 
     def _rang(self) -> None:
         self._timer = None
         now_ns = self._clock.now_ns()
         deadline_ns = self._next_deadline_ns()
-        self._rang_late = now_ns - self._ring_ns >= LATE_NS and not self._rang_late
-        if deadline_ns is not None and deadline_ns <= now_ns and not self._rang_late:
+        is_due = deadline_ns is not None and deadline_ns <= now_ns
+        self._rang_late = is_due and now_ns - self._ring_ns >= LATE_NS and not self._rang_late
+        if is_due and not self._rang_late:
             self._on_due(now_ns)
         else:
             self.arm()

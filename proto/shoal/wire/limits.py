@@ -39,11 +39,11 @@ UNIT_BYTES_MIN: Final = 1 * MIB
 UNIT_BYTES_MAX: Final = RUN_BYTES_MAX
 
 UNIT_BYTES_USUAL: Final = 2 * MIB
-"""Contents of more than 64 MiB have no shorter units: some origins do as much for a short request
-as for a longer one. docker-registry reads 4 MiB of a blob before it answers."""
+"""Collections of more than 64 MiB have no shorter units: some origins do as much for a short
+request as for a longer one. docker-registry reads 4 MiB of a blob before it answers."""
 
 MAP_UNITS_FEW: Final = 64
-"""Units that a smaller content is cut into at least, as far as they may be that short."""
+"""A collection has at most so many units of the least length; a larger one has longer units."""
 
 MAP_UNITS_TARGET: Final = 512
 """Units that a collection is cut into where the bounds above allow it: enough that the last one

@@ -116,3 +116,17 @@ def test_it_rings_though_the_process_is_held_up_again_and_again() -> None:
 
     run_virtual(machine.loop, scenario())
     assert machine.rang_ms == [90]
+
+
+def test_a_late_ring_for_nothing_is_not_held_against_the_next_one() -> None:
+    machine = Machine()
+
+    async def scenario() -> None:
+        machine.due_in(20 * MILLISECOND_NS)
+        machine.due_in(201 * MILLISECOND_NS)  # The timer stays, and looks again at 20 ms.
+        for wait_s in (0.01, 0.19):
+            machine.loop.call_later(wait_s, machine.loop.stall, 0.04)
+        await asyncio.sleep(10)
+
+    run_virtual(machine.loop, scenario())
+    assert machine.rang_ms == [231]
