@@ -81,22 +81,22 @@ class PullPlan:
             self.state.finish(_key(layer))
 
     def finish(self, reference: Reference) -> None:
-        """Unpacks, gives files their modes and times, and writes an image's layout. Everything has
+        """Gives files their modes and times, unpacks, and writes an image's layout. Everything has
         arrived; the state is to be saved then. Raises DownloadError, UsageError, OSError."""
-        placed = {layer.path for layer in self.layers if layer.packing is Packing.RAW}
+        raw = [layer for layer in self.layers if layer.packing is Packing.RAW]
+        for layer in raw:
+            self._tree.dress(layer.path, layer.mode or FILE_MODE, layer.mtime_ns)
+            self.state.record(_key(layer), layer.path)
+            self.state.finish(_key(layer))
         if any(self._is_packed(layer) for layer in self.layers):
             # That takes long: who is killed meanwhile does not look at the other files again.
             self.state.save()
+        placed = {layer.path for layer in raw}
         for layer in self.layers:
-            key = _key(layer)
-            if layer.packing is Packing.RAW:
-                self._tree.dress(layer.path, layer.mode or FILE_MODE, layer.mtime_ns)
-                self.state.record(key, layer.path)
-                self.state.finish(key)
-            elif self._is_packed(layer):
+            if self._is_packed(layer):
                 self._unpack(layer, placed)
-            else:
-                placed.update(self.state.layers[key].files)
+            elif layer.packing is not Packing.RAW:
+                placed.update(self.state.layers[_key(layer)].files)
         if self.is_image:
             self._write_layout(reference)
 

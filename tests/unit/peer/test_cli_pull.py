@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.fakes.local_daemon import LocalDaemon
 from tests.fakes.registry import REPOSITORY, Registry
 
 KIND = "application/vnd.cncf.model.weight.v1."
+METADATA = json.dumps({"mtime": "2024-01-02T03:04:05Z", "mode": 0o640})
 FILES = {"a.safetensors": b"weights" * 1000, "b.safetensors": b"more" * 1000, "c.json": b"{}"}
 
 
@@ -37,6 +39,14 @@ def raw_layers(registry: Registry) -> list[dict[str, Any]]:
         registry.layer(body, f"{KIND}raw", org_cncf_model_filepath=path)
         for path, body in FILES.items()
     ]
+
+
+def dated_layers(registry: Registry) -> list[dict[str, Any]]:
+    """Raw layers that say when their files were changed."""
+    layers = raw_layers(registry)
+    for layer in layers:
+        layer["annotations"]["org.cncf.model.file.metadata+json"] = METADATA
+    return layers
 
 
 def publish(registry: Registry, daemon: LocalDaemon, layers: list[dict[str, Any]]) -> None:
@@ -66,6 +76,17 @@ def whole_files(target: Path) -> set[str]:
     return {path for layer in layers if layer["whole"] for path in layer["files"]}
 
 
+def fitting_files(target: Path) -> set[str]:
+    """Files that are as the state on disk says: the next pull need not read them."""
+    layers = json.loads((target / STATE_FILE).read_bytes())["layers"].values()
+    marks = {path: mark for layer in layers for path, mark in layer["files"].items()}
+    now = {path: os.stat(target / path) for path in marks}
+    return {
+        path for path, mark in marks.items()
+        if mark == [now[path].st_size, now[path].st_mtime_ns]
+    }  # fmt: skip
+
+
 def test_the_state_is_written_once_when_all_has_arrived(
     registry: Registry, daemon: LocalDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,25 +105,31 @@ def test_the_state_is_written_once_when_all_has_arrived(
     assert written == [set(), set(FILES)], "once before anything is fetched, once at the end"
 
 
+@pytest.mark.parametrize("archive_first", [False, True])
 def test_a_pull_killed_while_it_unpacks_has_written_down_what_arrived(
-    registry: Registry, daemon: LocalDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    daemon: LocalDaemon,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    archive_first: bool,
 ) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("d.txt"))
     archived = registry.layer(packed.getvalue(), f"{KIND}tar")
-    publish(registry, daemon, [archived, *raw_layers(registry)])
+    layers = dated_layers(registry)
+    publish(registry, daemon, [archived, *layers] if archive_first else [*layers, archived])
     target, known = tmp_path / "model", []
     unpacking = unpack.unpack
 
     def looking(*arguments: Any) -> None:
-        known.append(whole_files(target))
+        known.append((whole_files(target), fitting_files(target)))
         unpacking(*arguments)
 
     monkeypatch.setattr(unpack, "unpack", looking)
     assert pull(registry, daemon, target) == 0
-    assert known == [set(FILES)]
-    assert whole_files(target) == {*FILES, "d.txt"}
+    assert known == [(set(FILES), set(FILES))]
+    assert whole_files(target) == fitting_files(target) == {*FILES, "d.txt"}
 
 
 def test_a_pull_that_fails_while_it_unpacks_has_written_down_what_arrived(
