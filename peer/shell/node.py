@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -43,12 +43,14 @@ from shoal.wire.limits import MIB
 FLUSH_INTERVAL_S: Final = 0.2
 """How often finished pieces are journalled: what a killed daemon may have to fetch again."""
 
-SYNC_EVERY_FLUSHES: Final = 5
-"""A second: while much is written at once, everybody else on the machine waits for the disk, not
-least a command that has all it wanted."""
+SYNC_INTERVAL_S: Final = 1.0
+"""While much is written at once, everybody else on the machine waits for the disk, not least a
+command that has all it wanted."""
 
-EVICT_EVERY_FLUSHES: Final = 25
+EVICT_INTERVAL_S: Final = 5.0
 HASH_THREADS: Final = 2
+UPKEEP_THREADS: Final = 2
+"""One for what waits for the disk, one for what a slow disk must not hold up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ class PeerNode:
         self._log = Log("peer.shell.node")
         self.offload = Offload(options.workers, "piece", fail=self.supervisor.fail)
         self._hash_offload = Offload(HASH_THREADS, "hash", fail=self.supervisor.fail)
+        # Of its own: the database lets flushes wait while a sync ends, which pieces must not.
+        self._upkeep_offload = Offload(UPKEEP_THREADS, "upkeep", fail=self.supervisor.fail)
         self.store = ContentStore(
             options.store_root,
             now_unix_s=lambda: int(time.time()),
@@ -137,7 +141,10 @@ class PeerNode:
         self._assemble(download, secured=secured)
         self._post(ev.StoreLoaded(now_ns=self.clock.now_ns(), generation=generation, tasks=stored))
         self.loaded = True
-        self.supervisor.spawn(self._keep_store(), "store upkeep")
+        spawn, beside = self.supervisor.spawn, self._upkeep_offload
+        spawn(self._keep_store(FLUSH_INTERVAL_S, lambda: beside(self.store.flush)), "journal")
+        spawn(self._keep_store(SYNC_INTERVAL_S, lambda: beside(self.store.sync_some)), "sync")
+        spawn(self._keep_store(EVICT_INTERVAL_S, self.driver.evict), "eviction")
 
     def _engine(self) -> PeerEngine:
         return PeerEngine(
@@ -227,19 +234,13 @@ class PeerNode:
     def _post(self, event: ev.AnyEvent) -> None:
         self.driver.post(event)
 
-    async def _keep_store(self) -> None:
-        """Journals, makes durable and evicts, beside everything else."""
-        turn = 0
+    async def _keep_store(self, every_s: float, work: Callable[[], Awaitable[object]]) -> None:
+        """Does one part of the store's upkeep again and again, so long after it last ended, beside
+        everything else. The disk's errors are told, any other ends the daemon."""
         while True:
-            await asyncio.sleep(FLUSH_INTERVAL_S)
-            turn += 1
+            await asyncio.sleep(every_s)
             try:
-                await self.offload(self.store.flush)
-                if turn % SYNC_EVERY_FLUSHES == 0:
-                    # Beside the hashing: a slow disk must not hold up pieces that come in.
-                    await self._hash_offload(self.store.sync_some)
-                if turn % EVICT_EVERY_FLUSHES == 0:
-                    await self.driver.evict()
+                await work()
             except StoreError as error:
                 self._log.error("the store cannot keep up", detail=error.detail)
 
@@ -266,6 +267,7 @@ class PeerNode:
             await loop.run_in_executor(None, self.store.close)
         self.offload.close()
         self._hash_offload.close()
+        self._upkeep_offload.close()
 
     async def driver_settled(self) -> None:
         """Lets callbacks that are planned already run."""

@@ -25,6 +25,7 @@ from peer.shell.api_types import (
 from peer.shell.errors import DownloadError
 from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.store.content import ContentStore
+from peer.shell.store.errors import StoreError
 from scheduler.shell.config import SchedulerConfig, StatusSection
 from scheduler.shell.daemon import SchedulerDaemon
 from shoal.runtime.config_values import Endpoint
@@ -32,7 +33,7 @@ from shoal.runtime.control_codec import decode_host_batch
 from shoal.v1 import control_pb2 as pb
 from shoal.wire.control import Address, HostMessage
 from shoal.wire.errors import Reason, UsageError
-from shoal.wire.ids import HostId
+from shoal.wire.ids import HostId, TaskId
 from shoal.wire.limits import KIB, MIB
 
 WAIT_S = 20.0
@@ -130,28 +131,90 @@ async def outcome(node: PeerNode, request: DownloadRequest) -> list[DownloadEven
     return events
 
 
-async def test_what_is_written_is_made_durable_every_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert node_module.FLUSH_INTERVAL_S * node_module.SYNC_EVERY_FLUSHES == 1.0
-    monkeypatch.setattr(node_module, "FLUSH_INTERVAL_S", 0.0)
-    calls: list[str] = []
-    enough = threading.Event()
+class Upkeep:
+    """What a node does for its store, as often as it can; syncs wait for `disk`."""
 
-    def flush(_store: ContentStore) -> None:
-        calls.append("flush")
-        if len(calls) >= 12:
-            enough.set()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *syncs: StoreError) -> None:
+        self.calls: list[str] = []
+        self.ended = 0
+        """Syncs."""
+        self.disk = threading.Event()
+        self._failures = list(syncs)
+        self._news = threading.Condition()
+        for name in ("FLUSH_INTERVAL_S", "SYNC_INTERVAL_S", "EVICT_INTERVAL_S"):
+            monkeypatch.setattr(node_module, name, 0.0)
+        monkeypatch.setattr(ContentStore, "flush", lambda _: self._called("flush"))
+        monkeypatch.setattr(ContentStore, "sync_some", lambda _: self._sync())
+        monkeypatch.setattr(ContentStore, "candidates_to_evict", lambda *_: self._evict())
 
-    def sync_some(_store: ContentStore) -> bool:
-        calls.append("sync")
+    def _called(self, name: str) -> None:
+        with self._news:
+            self.calls.append(name)
+            self._news.notify_all()
+
+    def _sync(self) -> bool:
+        self._called("sync")
+        assert self.disk.wait(WAIT_S)
+        self.ended += 1
+        if self._failures:
+            raise self._failures.pop(0)
         return False
 
-    monkeypatch.setattr(ContentStore, "flush", flush)
-    monkeypatch.setattr(ContentStore, "sync_some", sync_some)
+    def _evict(self) -> list[TaskId]:
+        self._called("evict")
+        return []
+
+    async def wait(self, name: str, count: int) -> None:
+        """Until something was done so often."""
+
+        def wait() -> bool:
+            with self._news:
+                return self._news.wait_for(lambda: self.calls.count(name) >= count, WAIT_S)
+
+        assert await asyncio.to_thread(wait)
+
+
+async def test_a_slow_disk_holds_up_syncs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert node_module.SYNC_INTERVAL_S == 1.0
+    upkeep = Upkeep(monkeypatch)
     async with node_of(tmp_path, "one"):
-        assert await asyncio.to_thread(enough.wait, WAIT_S)
-    assert calls[:12] == [*(["flush"] * 5), "sync"] * 2
+        try:
+            await upkeep.wait("sync", 1)
+            for name in ("flush", "evict"):
+                await upkeep.wait(name, upkeep.calls.count(name) + 5)
+            assert upkeep.calls.count("sync") == 1
+        finally:
+            upkeep.disk.set()
+        await upkeep.wait("sync", 2)
+
+
+async def test_a_disk_that_fails_is_asked_again_and_its_failures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upkeep = Upkeep(monkeypatch, StoreError(Reason.DISK_FAILED, "syncing x: it broke"))
+    upkeep.disk.set()
+    async with node_of(tmp_path, "one"):
+        await upkeep.wait("sync", 3)
+    (record,) = caplog.records
+    assert record.shoal_fields == {"detail": "syncing x: it broke"}  # type: ignore[attr-defined]
+
+
+async def test_a_node_ends_after_the_sync_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upkeep = Upkeep(monkeypatch)
+    close = ContentStore.close
+
+    def closing(store: ContentStore) -> None:
+        upkeep.disk.set()
+        close(store)
+
+    monkeypatch.setattr(ContentStore, "close", closing)
+    async with node_of(tmp_path, "one"):
+        await upkeep.wait("sync", 1)
+    assert upkeep.ended == upkeep.calls.count("sync") == 1
 
 
 @pytest.mark.slow
