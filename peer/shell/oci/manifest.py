@@ -64,6 +64,10 @@ class Manifest(NamedTuple):
     artifact_type: str = ""
     annotations: Mapping[str, str] = _NONE
 
+    def __repr__(self) -> str:
+        # The rest may be megabytes.
+        return f"Manifest(digest={self.digest!r}, layers={len(self.layers)})"
+
     @property
     def is_model(self) -> bool:
         """Whether it is a ModelPack artifact."""

@@ -9,6 +9,7 @@ import pytest
 
 from peer.shell.oci.credentials import Credential, Credentials
 from peer.shell.oci.reference import parse_reference
+from peer.shell.oci.tokens import Token, token_in
 from shoal.wire.errors import UsageError
 
 REFERENCE = parse_reference("reg.example:5000/team/app:1")
@@ -28,9 +29,26 @@ def test_the_environment_comes_first(tmp_path: Path) -> None:
     both = {"SHOAL_REGISTRY_USERNAME": "ann", "SHOAL_REGISTRY_PASSWORD": "s3cret"}
     found = Credentials(both).find(REFERENCE)
     assert found == Credential("ann", "s3cret")
-    assert "s3cret" not in repr(found)
     with pytest.raises(UsageError, match="set both"):
         Credentials({"SHOAL_REGISTRY_USERNAME": "ann"}).find(REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "secretive",
+    [
+        Credential("ann", "s3cret"),
+        Credential(identity_token="s3cret"),
+        Credential(registry_token="s3cret"),
+        Token("Bearer s3cret", 7.0),
+        Token.lasting(Credential("ann", "s3cret").basic),
+        token_in(b'{"token": "s3cret"}', 0.0, "auth.example"),
+    ],
+)
+def test_no_secret_is_in_what_is_shown(secretive: Credential | Token) -> None:
+    basic = Credential("ann", "s3cret").basic.removeprefix("Basic ")
+    for shown in (repr(secretive), str(secretive), f"{secretive}", f"{[secretive]}"):
+        assert "s3cret" not in shown
+        assert basic not in shown
 
 
 def test_dockers_file(tmp_path: Path) -> None:

@@ -132,6 +132,12 @@ def layer(packing: str, path: str | None, size: object = 3) -> dict[str, object]
     return {"mediaType": media_type, "digest": DIGEST, "size": size, **named}
 
 
+def test_what_is_shown_of_a_manifest_is_short() -> None:
+    manifest = manifest_of(*[layer("raw", f"{number}") for number in range(500)])
+    assert repr(manifest) == f"Manifest(digest={manifest.digest!r}, layers=500)"
+    assert f"{[manifest]}" == f"[{manifest!r}]"
+
+
 def test_a_model_and_its_layers() -> None:
     files = files_of(manifest_of(layer("raw", "a/b"), layer("tar+zstd", None)))
     assert files is not None
