@@ -1,6 +1,5 @@
 """The two kinds of streams of the service benchmark do the same with a real gRPC server."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,34 +10,10 @@ from benchmarks.scale.service_streams import KINDS, connect_of
 from peer.shell.control import METHOD
 from shoal.runtime.grpc_polling import grpc
 from shoal.wire.errors import UsageError
-
-WAIT_S = 10.0
+from tests.fakes.ears import Ears
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Behavior = Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]
-
-
-class Ears:
-    """Remembers what it is told, and lets tests wait for it."""
-
-    def __init__(self) -> None:
-        self.batches: list[bytes] = []
-        self.reasons: list[str] = []
-        self._news = asyncio.Event()
-
-    def heard(self, batch: bytes) -> None:
-        self.batches.append(batch)
-        self._news.set()
-
-    def lose(self, why: str) -> None:
-        self.reasons.append(why)
-        self._news.set()
-
-    async def wait(self, *, batches: int = 0, reasons: int = 0) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while len(self.batches) < batches or len(self.reasons) < reasons:
-                self._news.clear()
-                await self._news.wait()
 
 
 @asynccontextmanager

@@ -13,22 +13,9 @@ from h2.settings import SettingCodes
 from benchmarks.scale import service_http2
 from benchmarks.scale.service_frames import MESSAGE_BYTES_MAX, Messages, prefixed
 from benchmarks.scale.service_http2 import STREAM, WINDOW_BYTES, Http2Stream
+from tests.fakes.ears import Ears
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
-
-
-class Ears:
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.batches: list[bytes] = []
-        self.reasons: list[str] = []
-
-    def heard(self, batch: bytes) -> None:
-        self.batches.append(batch)
-
-    def lose(self, why: str) -> None:
-        self.reasons.append(why)
 
 
 class Wire(asyncio.Transport):
