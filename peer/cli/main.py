@@ -1,4 +1,4 @@
-"""The `shoal` command: finds the subcommand and hands over. Imports nothing but that one.
+"""The `shoal` command: finds the subcommand and hands over. Imports little but that one.
 
 A `shoal get` of a small file lives for a few tens of milliseconds, most of them spent on imports;
 so every subcommand is a function `run(name, arguments) -> exit code` of a module that is imported
@@ -8,7 +8,9 @@ when it is called.
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from typing import NoReturn
+
+from shoal import garbage
 
 USAGE = """\
 usage: shoal COMMAND [OPTION...]
@@ -30,10 +32,6 @@ commands:
 
 `shoal COMMAND --help` tells more.
 """
-
-GARBAGE_LOOKED_FOR_AFTER: Final = 20_000
-"""Python looks each time that so many things were made; it would after 700. Modules that are being
-loaded are no garbage, and a command that lives long makes little that refers to itself."""
 
 COMMANDS = (
     "get", "pull", "inspect", "peer", "scheduler", "status", "tasks", "runtime", "proxy", "demo",
@@ -104,7 +102,7 @@ def _unknown(command: str) -> int:
 
 def entry() -> NoReturn:
     """The console script: exits with the command's exit code."""
-    gc.set_threshold(GARBAGE_LOOKED_FOR_AFTER)
+    gc.set_threshold(garbage.LOOKED_FOR_AFTER)
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:

@@ -17,10 +17,10 @@ from peer.shell.node import NodeOptions, PeerNode
 from peer.shell.origin.http import HttpOptions
 from peer.shell.origin.internal import InternalHosts
 from peer.shell.store.space import SpaceLimits
+from shoal.garbage import collect_less
 from shoal.runtime import tls
 from shoal.runtime.clock import MonotonicClock
 from shoal.runtime.config_values import Endpoint
-from shoal.runtime.garbage import collect_less
 from shoal.runtime.logs import Log
 from shoal.runtime.metrics import Metrics
 from shoal.runtime.status_http import StatusServer

@@ -16,9 +16,9 @@ from scheduler.shell.config import SchedulerConfig
 from scheduler.shell.driver import Engine, SchedulerDriver
 from scheduler.shell.graph_page import GraphPage
 from scheduler.shell.server import ControlServer, ServerLimits
+from shoal.garbage import collect_less
 from shoal.runtime.clock import Clock, MonotonicClock
 from shoal.runtime.config_values import Endpoint
-from shoal.runtime.garbage import collect_less
 from shoal.runtime.logs import Log
 from shoal.runtime.metrics import Metrics
 from shoal.runtime.status_http import StatusServer

@@ -101,6 +101,18 @@ def test_a_daemon_that_only_tells_of_itself_is_not_loaded(tmp_path: Path, argume
     assert not among(modules, unwanted)
 
 
+@pytest.mark.parametrize("arguments", ["get http://origin.example/a -O", "status", "tasks"])
+def test_what_asks_a_daemon_alone_loads_nothing_else(tmp_path: Path, arguments: str) -> None:
+    command = arguments.split()
+    if command[0] == "get":
+        command.append(str(tmp_path / "out"))
+    with LocalDaemon(tmp_path) as daemon:
+        daemon.downloads.add("http://origin.example/a", b"weights")
+        code, modules = loaded(tmp_path / "told", SCRIPT, *command, "-e", daemon.socket)
+    assert code == 0
+    assert not among(modules, (*DAEMONS, *LOOPS, *HTTP, *DATACLASSES, *LOGIN, *SELDOM))
+
+
 @pytest.mark.parametrize("command", ["pull", "inspect"])
 def test_what_asks_a_registry_and_a_daemon_loads_little_else(tmp_path: Path, command: str) -> None:
     body = b"weights" * 1000
