@@ -32,6 +32,8 @@ TOTAL_TIMEOUT_S: Final = 60.0
 """For one question: manifests and tokens are small."""
 ERROR_BYTES_MAX: Final = 64 * 1024
 """Of an answer that is not 200: the rest is left out."""
+INTERIMS_MAX: Final = 16
+"""Answers that only say that the real one comes, as early hints do."""
 
 _Place = tuple[str, str, int]
 
@@ -149,6 +151,19 @@ class _Answer(http.client.HTTPResponse):
     def __init__(self, link: socket.socket, method: str, end_s: float) -> None:
         super().__init__(link, method=method)
         self.fp = io.BufferedReader(_Timed(self.fp, link, end_s))
+
+    def begin(self) -> None:
+        """Reads up to the body of the real answer, past those that only announce it: of them
+        `http.client` passes over 100 alone, as many as come in time."""
+        super().begin()
+        interims = 0
+        while self.status // 100 == 1 and self.status != http.client.SWITCHING_PROTOCOLS:
+            interims += 1
+            if interims > INTERIMS_MAX:
+                raise http.client.HTTPException("nothing but interim answers")
+            # By this it knows that another one is to be read.
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
 
 
 class _Timed(io.RawIOBase):

@@ -13,10 +13,11 @@ import trustme
 
 from peer.shell.errors import OriginError
 from peer.shell.oci import dialing, exchange
-from peer.shell.oci.exchange import ERROR_BYTES_MAX, Exchange, Heard
+from peer.shell.oci.exchange import ERROR_BYTES_MAX, INTERIMS_MAX, Exchange, Heard
 from shoal.wire.errors import Reason, UsageError
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 SECRET = "Bearer s3cret"
 
 
@@ -142,11 +143,28 @@ def test_a_form_is_posted() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1;x=y\r\nk\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok",
         b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD,
+        EARLY + GOOD,
+        b"HTTP/1.1 102 Processing\r\n\r\n" + EARLY * (INTERIMS_MAX - 1) + GOOD,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + EARLY + b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD,
     ],
 )
 def test_bodies_of_every_framing(text: bytes) -> None:
     assert told(text).body == b"ok"
     assert told(text, 2).body == b"ok"
+
+
+def test_a_connection_is_kept_and_nothing_is_left_of_what_came_before_an_answer() -> None:
+    early = EARLY.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with Server(early + GOOD, GOOD) as server, asking() as asks:
+        heard = ask(asks, server.url())
+        assert (heard.status, heard.body, heard.headers) == (200, b"ok", {"content-length": "2"})
+        assert ask(asks, server.url()).body == b"ok"
+    assert server.connections == 1
+
+
+def test_another_protocol_is_an_answer_of_its_own() -> None:
+    heard = told(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + GOOD)
+    assert (heard.status, heard.body) == (101, b"")
 
 
 def test_a_question_about_the_head_alone_has_no_body() -> None:
@@ -194,6 +212,12 @@ def test_a_good_answer_that_is_too_long_is_refused_and_another_one_cut() -> None
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n9\r\nok",
             Reason.ORIGIN_FAILED,
             "ended the connection before the end of the content",
+        ),
+        (EARLY * (INTERIMS_MAX + 1) + GOOD, Reason.ORIGIN_INVALID, "answered is not proper HTTP"),
+        (
+            EARLY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+            Reason.ORIGIN_FAILED,
+            "closed the connection without an answer",
         ),
         (b"SSH-2.0\r\n", Reason.ORIGIN_INVALID, "answered is not proper HTTP"),
         (
