@@ -178,7 +178,9 @@ class RegistryClient:
         return token.header if token is not None and self._now_s() < token.until_s else None
 
     def _follow(self, url: str, headers: Mapping[str, str], most_bytes: int, method: str) -> Heard:
-        """One question with its redirects; Authorization stays at the place of `url`."""
+        """One question with its redirects; Authorization stays at the place of `url`. They may lead
+        to internal addresses, unlike a daemon's: whoever asks is the user, who alone hears of the
+        answer, and which internal hosts a daemon's operator has listed is not known here."""
         at, sent = url, dict(headers)
         for _ in range(REDIRECTS_MAX + 1):
             answer = self._send(method, at, sent, None, most_bytes)
