@@ -190,12 +190,13 @@ class Swarms:
 
     def _name(self, collection: Collection, host_id: HostId, candidates: list[HostId]) -> None:
         told = collection.told.setdefault(host_id, {})
+        hosts = self._state.hosts
         fresh = [
             other
             for other in dict.fromkeys(candidates)
-            if other != host_id
-            and other not in told
-            and (host := self._state.hosts.get(other)) is not None
+            if other not in told
+            and other != host_id
+            and (host := hosts.get(other)) is not None
             and host.session is not None
         ]
         fresh = fresh[: max(0, self._state.limits.parents_max - len(told))]
@@ -207,16 +208,17 @@ class Swarms:
             host_id,
             msg.Parents(
                 collection_id=collection.collection_id,
-                added=tuple([self._state.hosts[other].as_parent for other in fresh]),
+                added=tuple([hosts[other].as_parent for other in fresh]),
             ),
         )
 
     def let_in(self, collection: Collection, holders: Iterable[HostId]) -> None:
         """Holders must know the token that will be shown to them."""
         for _, task in self._state.tasks_of(collection):
-            told = task.tokens_told
+            told, expires_ns = task.tokens_told, task.token_expires_ns
+            known = not self._is_old(task)
             for holder in holders:
-                if told.get(holder) == task.token_expires_ns and not self._is_old(task):
+                if known and told.get(holder) == expires_ns:
                     continue
                 if holder in task.wanted or holder in task.holders:
                     self._tell_token(task, holder, self._state.send)

@@ -80,11 +80,13 @@ def _entry(kind: bytes, *parts: list[bytes]) -> bytes:
 
 def _listed(host_ids: Iterable[HostId]) -> list[bytes]:
     """Field 3, a list of names: an empty one stays in it."""
-    parts = []
-    for host_id in host_ids:
-        data = host_id.encode()
-        parts += [b"\x1a", varint(len(data)), data]
-    return parts
+    return [_name(host_id) for host_id in host_ids]
+
+
+@lru_cache(maxsize=PARENTS_KEPT_MAX)
+def _name(host_id: HostId) -> bytes:
+    data = host_id.encode()
+    return b"\x1a" + varint(len(data)) + data
 
 
 @lru_cache(maxsize=PARENTS_KEPT_MAX)

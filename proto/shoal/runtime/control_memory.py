@@ -11,7 +11,7 @@ from typing import Final
 
 from shoal.runtime.control_bytes import read_varint
 from shoal.runtime.control_codec import decode_host_batch, parse_host_batch, scheduler_entry
-from shoal.wire.control import HostMessage, SchedulerMessage
+from shoal.wire.control import Assigned, HostMessage, Leases, Parents, SchedulerMessage
 from shoal.wire.limits import MIB
 
 JOIN_BYTES_MAX: Final = 16 * MIB
@@ -22,6 +22,9 @@ ENTRY_COUNT_MAX: Final = 512
 
 ENTRY_BYTES_MAX: Final = 8 * MIB
 """The same, by their length."""
+
+FOR_ONE_HOST: Final = frozenset({Assigned, Leases, Parents})
+"""Kinds of messages that no second host is told."""
 
 _ENTRY_TAG: Final = b"\x0a"
 """Field 1 of a batch, length-delimited."""
@@ -73,6 +76,8 @@ class EntryMemory:
 
     def entry(self, message: SchedulerMessage) -> bytes:
         """The message as a batch's bytes hold it."""
+        if type(message) in FOR_ONE_HOST:
+            return scheduler_entry(message)
         found = self._known.get(id(message))
         if found is not None:
             # It is alive, so nothing else can have its id.

@@ -168,6 +168,14 @@ def test_what_is_for_all_is_not_forgotten_for_what_is_for_one(
     assert memory.entry(for_all) is not entry
 
 
+def test_what_no_second_host_is_told_is_not_kept() -> None:
+    memory = EntryMemory()
+    for_one = Parents(collection_id=COLLECTION, removed=(HostId("gone"),))
+    entry = memory.entry(for_one)
+    assert entry == scheduler_entry(for_one)
+    assert memory.entry(for_one) is not entry
+
+
 def test_entries_are_forgotten_before_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_memory, "ENTRY_COUNT_MAX", 3)
     memory = EntryMemory()
