@@ -16,10 +16,13 @@ from typing import Any, Final
 
 import uvloop
 
+from benchmarks.scale import service_http2
 from benchmarks.scale import service_words as words
+from benchmarks.scale.service_grpc import GrpcStream
 from benchmarks.scale.service_hosts import Host, Plan
-from benchmarks.scale.service_streams import Connect, connect_of
+from benchmarks.scale.service_streams import Connect
 
+CONNECT_BY_KIND: Final[dict[str, Connect]] = {"http2": service_http2.connect, "grpc": GrpcStream}
 OPENING_AT_ONCE: Final = 50
 
 
@@ -115,16 +118,13 @@ class Crowd:
         ]
         await asyncio.sleep(command["warm_up_s"])
         began_s = time.monotonic()
-        sys.stdout.write(json.dumps({"began": True}) + "\n")
-        sys.stdout.flush()
+        _answer({"began": True})
         before = [self._totals(host) for host in self.hosts]
         await asyncio.sleep(plan.end_s - time.monotonic())
         seconds = time.monotonic() - began_s
         after = [self._totals(host) for host in self.hosts]
         lost = self._lost()
-        for task in reporting:
-            task.cancel()
-        await asyncio.gather(*reporting, return_exceptions=True)
+        await _ended(reporting)
         rates = [(b[0] - a[0]) / seconds for a, b in zip(before, after, strict=True)]
         return {
             "seconds": seconds,
@@ -156,12 +156,26 @@ class Crowd:
         return reasons
 
 
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    """Ends tasks. Raises what one of them raised."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
 async def serve(address: str, kind: str) -> None:
-    """Carries out commands until the input ends. Raises UsageError."""
+    """Carries out commands until the input ends, then ends all streams."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    crowd = Crowd(address, connect_of(kind))
+    crowd = Crowd(address, CONNECT_BY_KIND[kind])
     deeds: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
         "open": crowd.open,
         "join": crowd.join,
@@ -174,8 +188,7 @@ async def serve(address: str, kind: str) -> None:
         cpu_s = time.process_time()
         answer = await deeds[command["do"]](command)
         answer["cpu_s"] = time.process_time() - cpu_s
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        _answer(answer)
     await crowd.close()
 
 

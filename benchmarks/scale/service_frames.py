@@ -150,8 +150,11 @@ class Messages:
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that this data completes. Raises ProtocolError if one is compressed or too
         large, as soon as its length is known."""
-        prefixed = not self._rest and len(data) >= PREFIX_BYTES
-        if prefixed and PREFIX_BYTES + self._length(data, 0) == len(data):
+        if (
+            not self._rest
+            and len(data) >= PREFIX_BYTES
+            and PREFIX_BYTES + self._length(data, 0) == len(data)
+        ):
             # Nearly always: one message, whole, in one frame.
             return [data[PREFIX_BYTES:]]
         self._rest += data

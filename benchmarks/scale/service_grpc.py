@@ -1,9 +1,9 @@
 """Control streams over a gRPC channel, for hosts that are as heavy as real ones."""
 
 import asyncio
-from typing import Final, cast
+from typing import cast
 
-from benchmarks.scale.service_streams import Listener, Stream
+from benchmarks.scale.service_streams import Listener
 from peer.shell.control import METHOD, OPTIONS, OUTGOING_MAX
 from shoal.runtime.grpc_polling import grpc
 
@@ -59,8 +59,5 @@ class GrpcStream:
         self._call.cancel()
         self._reader.cancel()
         self._writer.cancel()
-        await asyncio.gather(self._reader, self._writer, return_exceptions=True)
+        await asyncio.wait([self._reader, self._writer])
         await self._channel.close()
-
-
-connect: Final[type[Stream]] = GrpcStream

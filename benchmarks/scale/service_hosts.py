@@ -4,13 +4,16 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.scale import service_words as words
 from benchmarks.scale.service_streams import Connect
 from shoal.runtime.control_codec import decode_scheduler_batch, parse_scheduler_batch
 from shoal.wire.control import Lease, Leases, ReportInterval, Welcome
 from shoal.wire.errors import ProtocolError
+
+CREDIT_PIECES_MAX: Final = 16.0
+"""Pieces that a host may have read between two reports, however late the second one is."""
 
 
 class Plan:
@@ -103,7 +106,7 @@ class Host:
             done_slices = int((now_s - started_s) * 1000 / words.SLICE_MS)
             parts = [track.part(slices, done_slices)]
             slices = done_slices
-            credit = min(16.0, credit + (now_s - said_s) * plan.pieces_read_s)
+            credit = min(CREDIT_PIECES_MAX, credit + (now_s - said_s) * plan.pieces_read_s)
             said_s = now_s
             while self.leases and credit >= 1:
                 credit -= 1

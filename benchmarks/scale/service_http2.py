@@ -140,6 +140,9 @@ class Http2Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sends what was said before."""
         self._transport = cast("asyncio.Transport", transport)
+        if self._over:
+            self._transport.abort()
+            return
         early, self._early = self._early, b""
         self._transport.write(early)
 
@@ -263,22 +266,23 @@ class Http2Stream(asyncio.Protocol):
     def _give_up(self, why: str) -> None:
         self._lose(why)
         if self._transport is not None:
-            self._transport.close()
+            # Closing would first wait for the scheduler to read all that was written.
+            self._transport.abort()
 
     async def close(self) -> None:
-        """Ends the connection; the stream ends with it."""
+        """Ends the connection, whether or not the scheduler reads; the stream ends with it."""
         self._over = True
         if self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+            await asyncio.wait([self._connecting])
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
             await self._gone.wait()
 
 
 def connect(address: str, listener: Listener) -> Http2Stream:
     """A stream to an address like 127.0.0.1:4000. Raises UsageError if it is none."""
-    stream = Http2Stream(address, listener)
     endpoint = parse_endpoint(address)
+    stream = Http2Stream(address, listener)
     stream.connect(endpoint.host, endpoint.port)
     return stream

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,6 +22,8 @@ from shoal.wire.errors import ShoalError
 START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.02
+LOG_END_CHARACTERS: Final = 2000
+"""Of a process's log, in the error that its end is."""
 
 
 def rss_bytes(pid: int) -> int:
@@ -46,13 +49,21 @@ class Clients:
                 stderr=errors,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def tell(self, do: str, **command: Any) -> None:
-        """Begins something; `answer` waits for its end."""
+        """Begins something; `answer` waits for its end. Raises ShoalError."""
         assert self._process.stdin is not None
         range_of_hosts = {"first": self.first, "count": self.count}
         line = json.dumps({"do": do, **range_of_hosts, **command})
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ShoalError(f"clients ended: {self.log_end()}") from None
 
     def answer(self, timeout_s: float) -> dict[str, Any]:
         """What came of it. Raises ShoalError."""
@@ -61,13 +72,23 @@ class Clients:
         line = self._process.stdout.readline() if ready else b""
         if not line:
             what = "ended" if ready else f"said nothing for {timeout_s} s"
-            raise ShoalError(f"clients {what}: {self._log.read_text()[-2000:]}")
+            raise ShoalError(f"clients {what}: {self.log_end()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def close(self) -> None:
-        """Ends the process. Its hosts vanish without a word."""
-        _stop(self._process)
+    def log_end(self) -> str:
+        """The last of what it wrote to its errors."""
+        return self._log.read_text()[-LOG_END_CHARACTERS:]
+
+    def close(self) -> int:
+        """Ends the process by ending its input, so that its hosts leave, or else by force. Its exit
+        code; negative is a signal."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # It ended before it was told everything.
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        return _stop(self._process)
 
 
 class Rig:
@@ -138,12 +159,13 @@ class Rig:
                 address: str = json.loads(ready.read_text())["address"]
                 return address
             time.sleep(POLL_S)
-        log = (self._path / "scheduler.log").read_text()[-2000:]
+        log = (self._path / "scheduler.log").read_text()[-LOG_END_CHARACTERS:]
         raise ShoalError(f"the scheduler does not start: {log}")
 
     def _close(self) -> None:
         for clients in self.clients:
-            clients.close()
+            if code := clients.close():
+                sys.stderr.write(f"clients ended with {code}: {clients.log_end()}\n")
         if self._scheduler is not None:
             _stop(self._scheduler)
         self._directory.cleanup()
@@ -166,14 +188,13 @@ class Rig:
         return rss_bytes(self.pid)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> int:
     if process.poll() is None:
         process.terminate()
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.wait()

@@ -9,8 +9,6 @@ real gRPC for both.
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from shoal.wire.errors import UsageError
-
 KINDS: Final = ("http2", "grpc")
 
 
@@ -37,18 +35,5 @@ class Stream(Protocol):
 
 
 Connect = Callable[[str, Listener], Stream]
-
-
-def connect_of(kind: str) -> Connect:
-    """What opens streams of a kind: takes an address and a listener, returns at once. Raises
-    UsageError."""
-    # One process needs one kind, and should not pay for loading the other.
-    if kind == "http2":
-        from benchmarks.scale.service_http2 import connect as connect_http2
-
-        return connect_http2
-    if kind == "grpc":
-        from benchmarks.scale.service_grpc import connect as connect_grpc
-
-        return connect_grpc
-    raise UsageError(f"clients {kind}: one of {', '.join(KINDS)}")
+"""What opens streams of a kind: takes an address and a listener, returns at once. Only in a running
+loop."""

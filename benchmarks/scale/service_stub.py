@@ -43,6 +43,7 @@ class StubEngine:
         self._parents: list[msg.Parent] = []
         self._joined: dict[int, None] = {}
         self._held: dict[HostId, int] = {}
+        self._join_said: msg.Join | None = None
         self._described: msg.Described | None = None
         self._token: msg.SwarmToken | None = None
         self._fresh: list[tuple[int, bytes, LeaseNumber]] = []
@@ -118,8 +119,6 @@ class StubEngine:
         )
         for waiting in self._joined:
             self._reply(waiting, self._join_said)
-
-    _join_said: msg.Join | None = None
 
     def _join(self, session: int, join: msg.Join) -> None:
         self._joined[session] = None

@@ -33,6 +33,8 @@ GEOMETRY: Final[Geometry] = choose_geometry(SIZE_BYTES)
 
 WELCOME, DESCRIBED, STAT_WANTED, LEASES, REPORT_INTERVAL = 1, 2, 3, 5, 15
 """Kinds of scheduler messages, by their field numbers in `SchedulerMessage`."""
+_REPORT_KEY: Final = bytes((pb.HostMessage.REPORT_FIELD_NUMBER << 3 | 2,))
+"""What a report begins with in a `HostMessage`: its field, and that its length follows."""
 
 TRACKS: Final = 16
 """Orders of pieces in which hosts make progress; hosts share them, so that reports can be shared
@@ -98,8 +100,7 @@ def entries(batch: bytes) -> Iterator[tuple[int, int, int]]:
 def report_batch(*parts: bytes) -> bytes:
     """Serialised parts of one report as a batch: protobuf joins parts of one message."""
     body = b"".join(parts)
-    message = b"\x2a" + varint(len(body)) + body
-    return entry_of(message)
+    return entry_of(_REPORT_KEY + varint(len(body)) + body)
 
 
 def lease_part(number: LeaseNumber, pieces: list[int], *, done: bool) -> bytes:

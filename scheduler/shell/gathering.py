@@ -1,10 +1,10 @@
 """Lets the writers of many sessions go on together when there are many at once.
 
-gRPC hands every read and write from thread to thread. While reads and writes of a crowd alternate,
-each of them wakes a sleeping thread; done in turns of many reads, then many writes, they do not. A
-thousand hosts that join at once cost the scheduler a quarter to a third less CPU time so, and are
-answered sooner (`python -m benchmarks.scale service --phase join`). A few sessions are let go on at
-once.
+What a crowd is told at once is packed for some of it at a time, so that it does not all lie in
+memory: with `AT_ONCE` beyond any crowd, `python -m benchmarks.scale service --phase join` shows a
+larger RSS. And gRPC hands reads and writes from thread to thread: while those of a crowd alternate,
+each can wake a sleeping thread, which turns of many reads, then many writes, do not. A few sessions
+are let go on at once.
 """
 
 import asyncio

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scale.service_streams import KINDS, connect_of
+from benchmarks.scale.service_clients import CONNECT_BY_KIND
+from benchmarks.scale.service_streams import KINDS
 from peer.shell.control import METHOD
 from shoal.runtime.grpc_polling import grpc
-from shoal.wire.errors import UsageError
 from tests.fakes.ears import Ears
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,7 +55,7 @@ async def test_batches_of_any_size_come_back(kind: str) -> None:
     batches = [b"a", b"", b"x" * 300_000, *(bytes([n]) * 100 for n in range(100)), b"z" * 3_000_000]
     async with serving(echo) as (address, _):
         ears = Ears()
-        stream = connect_of(kind)(address, ears)
+        stream = CONNECT_BY_KIND[kind](address, ears)
         for batch in batches:
             stream.say(batch)
         await ears.wait(batches=len(batches))
@@ -72,7 +72,7 @@ async def test_both_kinds_give_the_same_reasons(kind: str) -> None:
     for behavior in (refuse, leave):
         async with serving(behavior) as (address, _):
             ears = Ears()
-            stream = connect_of(kind)(address, ears)
+            stream = CONNECT_BY_KIND[kind](address, ears)
             stream.say(b"a")
             await ears.wait(batches=1, reasons=1)
             await stream.close()
@@ -85,7 +85,7 @@ async def test_both_kinds_give_the_same_reasons(kind: str) -> None:
 async def test_a_server_that_stops_loses_the_stream(kind: str) -> None:
     async with serving(echo) as (address, server):
         ears = Ears()
-        stream = connect_of(kind)(address, ears)
+        stream = CONNECT_BY_KIND[kind](address, ears)
         stream.say(b"a")
         await ears.wait(batches=1)
         await server.stop(None)
@@ -99,13 +99,12 @@ async def test_a_server_that_is_not_there_loses_the_stream(kind: str) -> None:
     async with serving(echo) as (address, _):
         pass
     ears = Ears()
-    stream = connect_of(kind)(address, ears)
+    stream = CONNECT_BY_KIND[kind](address, ears)
     stream.say(b"a")
     await ears.wait(reasons=1)
     await stream.close()
     assert "onnect" in ears.reasons[0]
 
 
-def test_there_is_no_third_kind() -> None:
-    with pytest.raises(UsageError):
-        connect_of("quic")
+def test_each_kind_has_its_stream() -> None:
+    assert tuple(CONNECT_BY_KIND) == KINDS

@@ -1,6 +1,7 @@
 """The light hosts of the service benchmark against a server side of HTTP/2 that checks them."""
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, PingAckReceived, RequestReceived
 from h2.settings import SettingCodes
 
-from benchmarks.scale import service_http2
+from benchmarks.scale import service_frames, service_http2
 from benchmarks.scale.service_frames import MESSAGE_BYTES_MAX, Messages, prefixed
 from benchmarks.scale.service_http2 import STREAM, WINDOW_BYTES, Http2Stream
 from tests.fakes.ears import Ears
@@ -30,7 +31,7 @@ class Wire(asyncio.Transport):
         assert not self.closed
         self.written += bytes(data)
 
-    def close(self) -> None:
+    def abort(self) -> None:
         self.closed = True
 
 
@@ -345,3 +346,25 @@ async def test_a_host_that_leaves_hears_nothing_more() -> None:
     await line.stream.close()
     assert line.ears.batches == []
     assert line.ears.reasons == []
+
+
+async def test_a_host_leaves_a_scheduler_that_does_not_read() -> None:
+    near, far = socket.socketpair()
+    stream = Http2Stream("127.0.0.1:1", Ears())
+    with far:
+        near.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: stream, sock=near)
+        windows = (service_frames.window_update(number, 1 << 24) for number in (0, STREAM))
+        stream.data_received(b"".join(windows))
+        stream.say(b"x" * 4_000_000)  # Far more than the socket takes.
+        async with asyncio.timeout(0.5):
+            await stream.close()
+
+
+def test_a_host_that_was_given_up_gets_no_connection() -> None:
+    stream = Http2Stream("127.0.0.1:1", Ears())
+    stream.say(b"x" * service_http2.WAITING_BYTES_MAX)
+    wire = Wire()
+    stream.connection_made(wire)
+    assert wire.closed
+    assert wire.written == b""
