@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hosts", type=int, default=8, help="that pull at the same time")
-    parser.add_argument("--size", default="320MiB", help="of the model")
+    parser.add_argument("--size", default="1GiB", help="of the model")
     parser.add_argument("--shards", type=int, default=5, help="big layers; there are 4 small ones")
     parser.add_argument("--rate-mbit", type=float, default=200.0, help="of each link, each way")
     parser.add_argument("--tell-rates", action="store_true",
