@@ -7,24 +7,23 @@ are the same that protobuf makes of the same message, and a test compares them. 
 
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import chain
 from typing import Final
 
 from shoal.wire.control import Assigned, Directory, Parent, Parents
-from shoal.wire.ids import HostId
+from shoal.wire.ids import CollectionId, HostId
 
-PARENTS_KEPT_MAX: Final = 32_768
-"""Serialised parents of about 60 bytes each; a scheduler has at most 20,000 hosts by default."""
+HOSTS_KEPT_MAX: Final = 32_768
+"""Serialised hosts of about 60 bytes each, and names; a scheduler has at most 20,000 by default."""
 
-_SMALL_VARINTS: Final = tuple(bytes((value,)) for value in range(0x80))
+NUMBERS_KEPT_MAX: Final = 4_096
+"""Lengths, nearly all of them: the same few thousand come again and again."""
+
+COLLECTIONS_KEPT_MAX: Final = 1_024
 
 
+@lru_cache(maxsize=NUMBERS_KEPT_MAX)
 def varint(value: int) -> bytes:
     """Base-128, least significant group first, as protobuf writes lengths and numbers."""
-    if value < 0x80:
-        return _SMALL_VARINTS[value]
-    if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -52,44 +51,51 @@ def entry_of(data: bytes) -> bytes:
 
 def parents_entry(message: Parents) -> bytes:
     """The entry of a list of parents: field 4 of a scheduler's message."""
-    parts = [_text(b"\x0a", message.collection_id)]
-    for parent in message.added:
-        parts += (b"\x12", _parent(parent))
-    return _entry(b"\x22", parts, _listed(message.removed))
+    added = _repeated(b"\x12", map(_parent, message.added))
+    removed = _repeated(b"\x1a", map(_name, message.removed))
+    return _entry(b"\x22", _collection(message.collection_id) + added + removed)
 
 
 def assigned_entry(message: Assigned) -> bytes:
     """The entry of a host's parents by stripe: field 13."""
-    parts = [_text(b"\x0a", message.collection_id), _number(b"\x10", message.unit_bytes)]
-    return _entry(b"\x6a", parts, _listed(message.parents))
+    unit = _number(b"\x10", message.unit_bytes)
+    named = _repeated(b"\x1a", map(_name, message.parents))
+    return _entry(b"\x6a", _collection(message.collection_id) + unit + named)
 
 
 def directory_entry(message: Directory) -> bytes:
     """The entry of a page of a directory: field 14."""
-    parts = [_text(b"\x0a", message.collection_id), _number(b"\x10", message.first)]
-    for host in message.hosts:
-        parts += (b"\x1a", _parent(host))
-    return _entry(b"\x72", parts)
+    first = _number(b"\x10", message.first)
+    hosts = _repeated(b"\x1a", map(_parent, message.hosts))
+    return _entry(b"\x72", _collection(message.collection_id) + first + hosts)
 
 
-def _entry(kind: bytes, *parts: list[bytes]) -> bytes:
-    """The entry of a message of one kind, from its fields."""
-    body = b"".join(chain(*parts))
+def _entry(kind: bytes, body: bytes) -> bytes:
+    """The entry of a message of one kind."""
     return entry_of(kind + varint(len(body)) + body)
 
 
-def _listed(host_ids: Iterable[HostId]) -> list[bytes]:
-    """Field 3, a list of names: an empty one stays in it."""
-    return [_name(host_id) for host_id in host_ids]
+def _repeated(tag: bytes, values: Iterable[bytes]) -> bytes:
+    """A field that is there once for each value. Values have their length before them, so that none
+    is without a byte."""
+    joined = tag.join(values)
+    return tag + joined if joined else b""
 
 
-@lru_cache(maxsize=PARENTS_KEPT_MAX)
+@lru_cache(maxsize=COLLECTIONS_KEPT_MAX)
+def _collection(collection_id: CollectionId) -> bytes:
+    """Field 1 of all three."""
+    return _text(b"\x0a", collection_id)
+
+
+@lru_cache(maxsize=HOSTS_KEPT_MAX)
 def _name(host_id: HostId) -> bytes:
+    """With its length; one in a list is there even if it is empty."""
     data = host_id.encode()
-    return b"\x1a" + varint(len(data)) + data
+    return varint(len(data)) + data
 
 
-@lru_cache(maxsize=PARENTS_KEPT_MAX)
+@lru_cache(maxsize=HOSTS_KEPT_MAX)
 def _parent(parent: Parent) -> bytes:
     """A host to connect to, with its length."""
     parts = [_text(b"\x0a", parent.host_id)]

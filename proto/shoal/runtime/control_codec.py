@@ -134,6 +134,13 @@ def pack_entries(
 ) -> Iterator[bytes]:
     """Entries joined to batches, in order, each as large as fits. Raises ValueError for an entry
     that fits in no batch: a core sent more in one message than the protocol allows."""
+    listed = list(entries)
+    if sum(map(len, listed)) > size_bytes_max:
+        return _packed(listed, size_bytes_max)
+    return iter((b"".join(listed),) if listed else ())
+
+
+def _packed(entries: list[bytes], size_bytes_max: int) -> Iterator[bytes]:
     pending: list[bytes] = []
     size_bytes = 0
     for entry in entries:
