@@ -141,10 +141,13 @@ class PeerNode:
         self._assemble(download, secured=secured)
         self._post(ev.StoreLoaded(now_ns=self.clock.now_ns(), generation=generation, tasks=stored))
         self.loaded = True
-        spawn, beside = self.supervisor.spawn, self._upkeep_offload
-        spawn(self._keep_store(FLUSH_INTERVAL_S, lambda: beside(self.store.flush)), "journal")
-        spawn(self._keep_store(SYNC_INTERVAL_S, lambda: beside(self.store.sync_some)), "sync")
-        spawn(self._keep_store(EVICT_INTERVAL_S, self.driver.evict), "eviction")
+        beside = self._upkeep_offload
+        for part, every_s, work in (
+            ("journal", FLUSH_INTERVAL_S, lambda: beside(self.store.flush)),
+            ("sync", SYNC_INTERVAL_S, lambda: beside(self.store.sync_some)),
+            ("eviction", EVICT_INTERVAL_S, self.driver.evict),
+        ):
+            self.supervisor.spawn(self._keep_store(part, every_s, work), part)
 
     def _engine(self) -> PeerEngine:
         return PeerEngine(
@@ -234,7 +237,9 @@ class PeerNode:
     def _post(self, event: ev.AnyEvent) -> None:
         self.driver.post(event)
 
-    async def _keep_store(self, every_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    async def _keep_store(
+        self, part: str, every_s: float, work: Callable[[], Awaitable[object]]
+    ) -> None:
         """Does one part of the store's upkeep again and again, so long after it last ended, beside
         everything else. The disk's errors are told, any other ends the daemon."""
         while True:
@@ -242,7 +247,7 @@ class PeerNode:
             try:
                 await work()
             except StoreError as error:
-                self._log.error("the store cannot keep up", detail=error.detail)
+                self._log.error("upkeep of the store failed", part=part, detail=error.detail)
 
     async def drain(self) -> None:
         """Takes no new wishes and ends the present ones."""

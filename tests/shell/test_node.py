@@ -177,7 +177,6 @@ class Upkeep:
 async def test_a_slow_disk_holds_up_syncs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert node_module.SYNC_INTERVAL_S == 1.0
     upkeep = Upkeep(monkeypatch)
     async with node_of(tmp_path, "one"):
         try:
@@ -198,7 +197,31 @@ async def test_a_disk_that_fails_is_asked_again_and_its_failures_are_told(
     async with node_of(tmp_path, "one"):
         await upkeep.wait("sync", 3)
     (record,) = caplog.records
-    assert record.shoal_fields == {"detail": "syncing x: it broke"}  # type: ignore[attr-defined]
+    assert record.shoal_fields == {  # type: ignore[attr-defined]
+        "part": "sync",
+        "detail": "syncing x: it broke",
+    }
+
+
+@pytest.mark.parametrize("work", ["flush", "sync_some", "candidates_to_evict"])
+async def test_a_defect_in_the_upkeep_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    upkeep = Upkeep(monkeypatch)
+    upkeep.disk.set()
+
+    def broken(*_: object) -> None:
+        raise KeyError(work)
+
+    monkeypatch.setattr(ContentStore, work, broken)
+    node = PeerNode(NodeOptions(host_id=HostId("one"), store_root=tmp_path / "one"))
+    try:
+        await node.start()
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(KeyError, match=work):
+                await node.supervisor.wait_failed()
+    finally:
+        await node.close()
 
 
 async def test_a_node_ends_after_the_sync_that_runs(
@@ -208,13 +231,14 @@ async def test_a_node_ends_after_the_sync_that_runs(
     close = ContentStore.close
 
     def closing(store: ContentStore) -> None:
-        upkeep.disk.set()
         close(store)
+        threading.Timer(0.05, upkeep.disk.set).start()
 
     monkeypatch.setattr(ContentStore, "close", closing)
     async with node_of(tmp_path, "one"):
         await upkeep.wait("sync", 1)
     assert upkeep.ended == upkeep.calls.count("sync") == 1
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("upkeep")]
 
 
 @pytest.mark.slow

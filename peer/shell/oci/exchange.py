@@ -164,6 +164,9 @@ class _Answer(http.client.HTTPResponse):
             # By this it knows that another one is to be read.
             self.headers = None  # type: ignore[assignment]
             super().begin()
+        if self.status == http.client.SWITCHING_PROTOCOLS:
+            # From here on the connection carries whatever else it is.
+            self.will_close = True
 
 
 class _Timed(io.RawIOBase):

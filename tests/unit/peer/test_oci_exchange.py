@@ -167,6 +167,22 @@ def test_another_protocol_is_an_answer_of_its_own() -> None:
     assert (heard.status, heard.body) == (101, b"")
 
 
+def test_what_speaks_another_protocol_is_asked_nothing_more() -> None:
+    switched = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"
+    with Server(switched, GOOD) as server, asking() as asks:
+        assert ask(asks, server.url()).status == 101
+        assert ask(asks, server.url()).body == b"ok"
+    assert server.connections == 2
+
+
+def test_an_answer_about_the_head_alone_may_be_announced() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n"
+    with Server(EARLY + head, GOOD) as server, asking() as asks:
+        assert ask(asks, server.url(), 0, "HEAD").headers["content-length"] == "2000"
+        assert ask(asks, server.url()).body == b"ok"
+    assert server.connections == 1
+
+
 def test_a_question_about_the_head_alone_has_no_body() -> None:
     with Server(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n") as server, asking() as asks:
         assert ask(asks, server.url(), 0, "HEAD").body == b""
