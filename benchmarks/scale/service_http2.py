@@ -275,6 +275,8 @@ class Http2Stream(asyncio.Protocol):
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
+            if self._connecting.cancelled():
+                return  # The loop has closed what it was making, and need not say so.
         if self._transport is not None:
             self._transport.abort()
             await self._gone.wait()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -80,15 +80,25 @@ class Clients:
         """The last of what it wrote to its errors."""
         return self._log.read_text()[-LOG_END_CHARACTERS:]
 
-    def close(self) -> int:
-        """Ends the process by ending its input, so that its hosts leave, or else by force. Its exit
-        code; negative is a signal."""
+    def leave(self) -> None:
+        """Ends its input: its hosts leave once it is done with what it does. Safe to call twice."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # It ended before it was told everything.
             self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_TIMEOUT_S)
-        return _stop(self._process)
+
+    def close(self, *, at_once: bool = False) -> int:
+        """Ends the process: as its hosts have left, or else, or `at_once`, by force. Its exit code;
+        negative is a signal."""
+        try:
+            self.leave()
+            if not at_once:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_TIMEOUT_S)
+            if self._process.poll():
+                sys.stderr.write(f"clients ended by themselves: {self.log_end()}\n")
+        finally:
+            code = _stop(self._process)
+        return code
 
 
 class Rig:
@@ -139,7 +149,7 @@ class Rig:
                 log_path = self._path / f"clients-{number}.log"
                 self.clients.append(Clients(address, self._kind, number * share, count, log_path))
         except BaseException:
-            self._close()
+            self._close(at_once=True)
             raise
         return self
 
@@ -149,7 +159,7 @@ class Rig:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        self._close(at_once=error is not None)
 
     def _wait_ready(self, ready: Path) -> str:
         assert self._scheduler is not None
@@ -162,13 +172,16 @@ class Rig:
         log = (self._path / "scheduler.log").read_text()[-LOG_END_CHARACTERS:]
         raise ShoalError(f"the scheduler does not start: {log}")
 
-    def _close(self) -> None:
-        for clients in self.clients:
-            if code := clients.close():
-                sys.stderr.write(f"clients ended with {code}: {clients.log_end()}\n")
-        if self._scheduler is not None:
-            _stop(self._scheduler)
-        self._directory.cleanup()
+    def _close(self, *, at_once: bool) -> None:
+        with ExitStack() as stack:
+            # Last in, first out; and each of them is ended, whatever happens to another.
+            stack.callback(self._directory.cleanup)
+            if self._scheduler is not None:
+                stack.callback(_stop, self._scheduler)
+            for clients in self.clients:
+                stack.callback(clients.close, at_once=at_once)
+            for clients in self.clients:
+                clients.leave()
 
     def tell_all(self, do: str, **command: Any) -> None:
         """Begins something in all client processes."""

@@ -5,6 +5,7 @@ import socket
 from typing import Any
 
 import pytest
+import uvloop
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -359,6 +360,27 @@ async def test_a_host_leaves_a_scheduler_that_does_not_read() -> None:
         stream.say(b"x" * 4_000_000)  # Far more than the socket takes.
         async with asyncio.timeout(0.5):
             await stream.close()
+
+
+def test_a_host_leaves_just_as_it_is_connected() -> None:
+    class Leaving(Http2Stream):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            closing.append(asyncio.get_running_loop().create_task(self.close()))
+
+    closing: list[asyncio.Task[None]] = []
+
+    async def leave() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            stream = Leaving("127.0.0.1:1", Ears())
+            stream.connect(*listener.getsockname())
+            async with asyncio.timeout(5):
+                while not closing:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                await closing[0]
+
+    # The loop that the hosts of the benchmark run on.
+    uvloop.run(leave())
 
 
 def test_a_host_that_was_given_up_gets_no_connection() -> None:

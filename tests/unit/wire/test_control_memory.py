@@ -20,14 +20,16 @@ from shoal.wire.control import (
     Assigned,
     Directory,
     Join,
+    Leases,
     Leave,
     Member,
     Parent,
     Parents,
+    SchedulerMessage,
     StatWanted,
 )
 from shoal.wire.errors import ProtocolError
-from shoal.wire.ids import CollectionId, HostId, SourceId
+from shoal.wire.ids import CollectionId, HostId, LeaseNumber, SourceId
 
 COLLECTION = CollectionId("c" * 64)
 SOURCE = SourceId("5" * 64)
@@ -168,9 +170,16 @@ def test_what_is_for_all_is_not_forgotten_for_what_is_for_one(
     assert memory.entry(for_all) is not entry
 
 
-def test_what_no_second_host_is_told_is_not_kept() -> None:
+@pytest.mark.parametrize(
+    "for_one",
+    [
+        Parents(collection_id=COLLECTION, removed=(HostId("gone"),)),
+        Assigned(collection_id=COLLECTION, unit_bytes=1, parents=(HostId("near"),)),
+        Leases(revoked=(LeaseNumber(1),)),
+    ],
+)
+def test_what_no_second_host_is_told_is_not_kept(for_one: SchedulerMessage) -> None:
     memory = EntryMemory()
-    for_one = Parents(collection_id=COLLECTION, removed=(HostId("gone"),))
     entry = memory.entry(for_one)
     assert entry == scheduler_entry(for_one)
     assert memory.entry(for_one) is not entry
