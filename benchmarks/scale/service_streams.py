@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 KINDS: Final = ("http2", "grpc")
-"""By name. Here and not beside what makes them, so that who only offers the choice loads neither."""
+"""By name. Here and not beside what makes them: who only offers the choice loads neither."""
 
 
 class Listener(Protocol):
