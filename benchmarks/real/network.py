@@ -38,7 +38,7 @@ _NAMESPACES: Final = Path("/run/netns")
 """Where ip-netns(8) keeps them."""
 _OWN_NAMESPACE: Final = Path("/proc/thread-self/ns/net")
 _BRIDGE_RULES: Final = tuple(
-    f"/proc/sys/net/bridge/bridge-nf-call-{table}" for table in ("iptables", "ip6tables")
+    Path(f"/proc/sys/net/bridge/bridge-nf-call-{table}") for table in ("iptables", "ip6tables")
 )
 """Whether a switch hands each packet to the machine's firewall: that is not a host's CPU time."""
 _CLONE_NEWNET: Final = 0x40000000
@@ -60,9 +60,11 @@ class Network:
             self._make(self._switch)
             _run("ip", "-n", self._switch, "link", "add", "bridge", "type", "bridge")
             _run("ip", "-n", self._switch, "link", "set", "bridge", "up")
-            for rules in _BRIDGE_RULES:
-                # They exist where the machine has br_netfilter loaded, and hold in this namespace.
-                _run(*self.command("switch"), "sh", "-c", f"test ! -e {rules} || echo 0 > {rules}")
+            with self.inside("switch"):
+                for rules in _BRIDGE_RULES:
+                    # They are there if the machine has br_netfilter loaded, for each namespace.
+                    if rules.exists():
+                        rules.write_text("0")
         except BaseException:
             self._stack.close()
             raise
